@@ -1,0 +1,199 @@
+// Package api is the wire of Sandlot: requests, responses, events and errors as they stand in JSON. It imports the standard
+// library only. Times are RFC 3339 in UTC, names are snake_case; a field that is not known yet is null or left out, never 0.
+package api
+
+import "time"
+
+// CreateSandbox is the body of POST /sandbox. Every field is optional; unknown fields are refused by name.
+type CreateSandbox struct {
+	Name      string            `json:"name,omitempty" maxLength:"100" doc:"For people; need not be unique. Default: two words of ours."`
+	Engine    string            `json:"engine,omitempty" doc:"Which engine runs it. Default: the server's first." example:"local"`
+	Labels    map[string]string `json:"labels,omitempty" doc:"Your own names for it; up to 32."`
+	Image     *Image            `json:"image,omitempty" doc:"The root file system. Default: the server machine's own programs, read-only."`
+	Volume    string            `json:"volume,omitempty" maxLength:"64" doc:"Name of the account's volume to mount at workdir; made on first use, kept when the sandbox ends. Default: a fresh one."`
+	Workdir   string            `json:"workdir,omitempty" doc:"Absolute path at which the volume is mounted and processes start. Default: /workspace."`
+	Env       map[string]string `json:"env,omitempty" doc:"Environment of every process."`
+	CPU       float64           `json:"cpu,omitempty" minimum:"0" doc:"Cores, fractions allowed. Default: not limited."`
+	MemoryMiB int64             `json:"memory_mib,omitempty" minimum:"0" doc:"Default: not limited."`
+	DiskMiB   int64             `json:"disk_mib,omitempty" minimum:"0" doc:"Size of the writable layer over the image. Default: 10240."`
+	TimeoutS  int64             `json:"timeout_s,omitempty" minimum:"0" doc:"Seconds until the sandbox ends, whatever it does. Default: 3600."`
+	Network   *Network          `json:"network,omitempty" doc:"What it may reach beside the model."`
+}
+
+// Image names a root file system.
+type Image struct {
+	Registry string `json:"registry,omitempty" doc:"\"host\": the server machine's own /usr and a few harmless files of /etc, read-only." example:"host"`
+}
+
+// Network is what a sandbox may reach.
+type Network struct {
+	Mode string `json:"mode,omitempty" doc:"\"none\": only the model, through the server's gateway." example:"none"`
+}
+
+// Sandbox is an isolated computer.
+type Sandbox struct {
+	ID        string            `json:"id" example:"sbx_01JD8M4Q2ZK3T5V7W9X1Y3Z5A7"`
+	Name      string            `json:"name"`
+	State     string            `json:"state" enum:"creating,running,stopping,terminated,error"`
+	Reason    string            `json:"reason,omitempty" doc:"Why it is in this state, for people."`
+	Engine    string            `json:"engine"`
+	Image     Image             `json:"image"`
+	Volume    string            `json:"volume" doc:"Name of its volume."`
+	VolumeID  string            `json:"volume_id"`
+	Workdir   string            `json:"workdir"`
+	Labels    map[string]string `json:"labels"`
+	Network   Network           `json:"network"`
+	CPU       float64           `json:"cpu,omitempty"`
+	MemoryMiB int64             `json:"memory_mib,omitempty"`
+	DiskMiB   int64             `json:"disk_mib"`
+	TimeoutS  int64             `json:"timeout_s"`
+	CreatedAt time.Time         `json:"created_at"`
+	StartedAt *time.Time        `json:"started_at" doc:"Null until it first ran."`
+	EndedAt   *time.Time        `json:"ended_at"`
+	ExpiresAt time.Time         `json:"expires_at" doc:"When it ends, whatever it does."`
+}
+
+// SandboxList is a page of sandboxes, newest first.
+type SandboxList struct {
+	Sandboxes  []Sandbox `json:"sandboxes"`
+	NextCursor string    `json:"next_cursor,omitempty" doc:"Give it as cursor to get the next page; absent on the last."`
+}
+
+// Exec is the body of POST /sandbox/{id}/exec.
+type Exec struct {
+	Argv     []string          `json:"argv" minItems:"1" doc:"The program and its arguments; no shell in between."`
+	Env      map[string]string `json:"env,omitempty" doc:"Added to the sandbox's environment."`
+	Dir      string            `json:"dir,omitempty" doc:"Working directory. Default: the sandbox's workdir."`
+	User     string            `json:"user,omitempty" enum:"agent,root" doc:"Default: agent."`
+	Stdin    string            `json:"stdin,omitempty" doc:"Given to the process, then its input is closed."`
+	TimeoutS float64           `json:"timeout_s,omitempty" minimum:"0" doc:"The process and all it started are killed after this many seconds. Default: only the sandbox's own end."`
+}
+
+// Run is one process in a sandbox and what is known of it.
+type Run struct {
+	ID        string     `json:"id"`
+	Sandbox   string     `json:"sandbox"`
+	Kind      string     `json:"kind" enum:"exec,claude"`
+	Session   string     `json:"session,omitempty"`
+	Argv      []string   `json:"argv"`
+	State     string     `json:"state" enum:"running,exited,signaled,timeout,lost"`
+	ExitCode  *int       `json:"exit_code" doc:"Null unless it was observed."`
+	Signal    string     `json:"signal,omitempty" example:"SIGKILL"`
+	Reason    string     `json:"reason,omitempty"`
+	Stdout    string     `json:"stdout" doc:"With wait=true: the output, invalid UTF-8 replaced. Read the events for the exact bytes."`
+	Stderr    string     `json:"stderr"`
+	Truncated bool       `json:"truncated" doc:"Whether stdout or stderr is only the beginning of what was written."`
+	StartedAt time.Time  `json:"started_at"`
+	EndedAt   *time.Time `json:"ended_at"`
+}
+
+// Output is the data of an "output" event of a run's stream; the event's id is the offset after it.
+type Output struct {
+	Stream   string `json:"stream" enum:"stdout,stderr"`
+	Data     string `json:"data"`
+	Encoding string `json:"encoding,omitempty" enum:"base64" doc:"\"base64\" when the bytes are not valid UTF-8."`
+}
+
+// Gap is the data of a "gap" event: output that was trimmed before it was read.
+type Gap struct {
+	From int64 `json:"from"`
+	To   int64 `json:"to"`
+}
+
+// Prompt is the body of POST /sandbox/{id}/claude.
+type Prompt struct {
+	Prompt         string `json:"prompt" doc:"What Claude should do."`
+	Session        string `json:"session,omitempty" doc:"Go on with this session. Default: a new one."`
+	Model          string `json:"model,omitempty" maxLength:"100"`
+	PermissionMode string `json:"permission_mode,omitempty" enum:"default,acceptEdits,plan,bypassPermissions,dontAsk" doc:"Default: bypassPermissions; the sandbox is the wall."`
+}
+
+// SessionStart is the data of the first event ("session") of a prompt's stream.
+type SessionStart struct {
+	Type    string `json:"type" enum:"session"`
+	Session string `json:"session"`
+	Run     string `json:"run"`
+	Sandbox string `json:"sandbox"`
+}
+
+// Session is a conversation with Claude.
+type Session struct {
+	ID        string    `json:"id"`
+	Title     string    `json:"title" doc:"The beginning of its first prompt."`
+	Sandbox   string    `json:"sandbox" doc:"Where its last turn ran."`
+	VolumeID  string    `json:"volume_id" doc:"It can go on in any sandbox on this volume."`
+	Turns     int       `json:"turns"`
+	Busy      bool      `json:"busy" doc:"Whether a turn is running."`
+	LastSeq   int64     `json:"last_seq"`
+	CreatedAt time.Time `json:"created_at"`
+	UpdatedAt time.Time `json:"updated_at"`
+}
+
+// SessionList holds the account's sessions, the one last used first.
+type SessionList struct {
+	Sessions []Session `json:"sessions"`
+}
+
+// SessionEvent is one entry of a session's log, as GET /session/{id}/events lists it. On a stream, seq is the event's id,
+// kind its name and data its data.
+type SessionEvent struct {
+	Seq  int64     `json:"seq"`
+	Run  string    `json:"run"`
+	Kind string    `json:"kind" enum:"prompt,line,partial,end"`
+	Data any       `json:"data" doc:"For line and partial: what the CLI wrote, an object if it is JSON, else a string."`
+	At   time.Time `json:"at"`
+}
+
+// SessionEventList is a page of a session's log.
+type SessionEventList struct {
+	Events []SessionEvent `json:"events"`
+	More   bool           `json:"more" doc:"Whether there are more: ask again with after = the last seq."`
+}
+
+// Event is something that happened to a sandbox.
+type Event struct {
+	Seq     int64     `json:"seq"`
+	Sandbox string    `json:"sandbox"`
+	Kind    string    `json:"kind" doc:"accepted, volume, starting, guest, running, stopping, terminated, error; more may come."`
+	Text    string    `json:"text"`
+	At      time.Time `json:"at"`
+}
+
+// EventList is a page of events, oldest first.
+type EventList struct {
+	Events []Event `json:"events"`
+}
+
+// Health is the answer of GET /healthz.
+type Health struct {
+	Status    string `json:"status" enum:"ok,starting,failing"`
+	Version   string `json:"version"`
+	Model     string `json:"model" enum:"demo,anthropic" doc:"\"demo\": answers come from a script, not from Claude."`
+	Claude    string `json:"claude" doc:"Version of the Claude Code CLI."`
+	Engine    string `json:"engine"`
+	Isolation string `json:"isolation"`
+	Problem   string `json:"problem,omitempty" doc:"What keeps the server from working and what to do."`
+}
+
+// Me is the answer of GET /me: who the request comes from.
+type Me struct {
+	Account     string `json:"account"`
+	AccountName string `json:"account_name"`
+	Key         string `json:"key,omitempty" doc:"ID of the API key, if one was used."`
+}
+
+// File is an entry of a directory in a sandbox.
+type File struct {
+	Name    string    `json:"name"`
+	Path    string    `json:"path"`
+	Type    string    `json:"type" enum:"file,directory,symlink,other"`
+	Size    int64     `json:"size"`
+	Mode    string    `json:"mode" example:"0644"`
+	ModTime time.Time `json:"mod_time"`
+}
+
+// FileList is a directory.
+type FileList struct {
+	Path    string `json:"path"`
+	Entries []File `json:"entries"`
+}

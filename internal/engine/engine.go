@@ -1,0 +1,124 @@
+// Package engine says what Sandlot asks of whatever runs sandboxes. The implementations are its sub-packages; the promises
+// are tests in engine/enginetest, and a promise that is not tested there is not a promise.
+package engine
+
+import (
+	"context"
+	"iter"
+	"net"
+	"time"
+
+	"github.com/sandlot-dev/sandlot/internal/sandbox"
+)
+
+// Engine runs sandboxes. All methods are safe for concurrent use, also for the same Ref. Errors wrap a class of package
+// sandbox where one applies: ErrUnavailable means that trying again may help, any other that it will not. A cancelled
+// ctx gives an error that wraps ctx.Err().
+//
+// The life of a sandbox, as its caller drives it:
+//
+//	h, err := e.Create(ctx, ref, spec)   // row first: ref was recorded before this call
+//	ref.Handle = h                       // recorded too, but Destroy works without it
+//	conn, err := e.Dial(ctx, ref)        // any number of times, also by a later process
+//	err = e.Destroy(ctx, ref)            // until it returns nil
+type Engine interface {
+	// Capabilities reports facts about this engine on this machine. They don't change while it is open.
+	Capabilities() Capabilities
+
+	// Create starts the run that ref names and returns when its guest answers on Dial. Called again with the same
+	// ref.ID and ref.Run it returns the same run's handle, also after a restart of this process, and also while the
+	// first call is still under way. A bad spec is ErrInvalid or ErrUnsupported, and nothing is left behind. After any
+	// other error, also after a cancelled ctx, Destroy must be called; what remains until then is labelled with ref
+	// and shown by List.
+	Create(ctx context.Context, ref Ref, spec sandbox.Spec) (handle []byte, err error)
+
+	// Inspect reports what the run is doing. A run that the engine doesn't know is PhaseGone, not an error.
+	Inspect(ctx context.Context, ref Ref) (Status, error)
+
+	// Dial opens a byte stream to the run's guest. ctx bounds the opening only. A run that is gone is ErrNotFound;
+	// one that doesn't answer (yet) is ErrUnavailable. Destroy of the run closes what Dial returned.
+	Dial(ctx context.Context, ref Ref) (net.Conn, error)
+
+	// Destroy kills the run and frees all that it holds, but not its volume. It succeeds on a run that is gone, half
+	// made, being made, or was never made, with or without a handle; a Create under way for the same ref fails.
+	// Nil means that nothing is left. After an error it may be called again.
+	Destroy(ctx context.Context, ref Ref) error
+
+	// List yields every run of this installation that the engine holds, known to the caller or not, half made or not.
+	List(ctx context.Context) iter.Seq2[Listed, error]
+
+	// Close frees what this process holds. Sandboxes go on running; a new Engine on the same installation finds them.
+	Close() error
+}
+
+// Ref names one run of one sandbox. ID and Run are ours and recorded before Create; Handle is what Create returned, opaque,
+// and may be empty.
+type Ref struct {
+	ID     sandbox.ID
+	Run    string
+	Handle []byte
+}
+
+// Capabilities are facts about an engine, not behaviour.
+type Capabilities struct {
+	Name        string        // "local"
+	MaxLifetime time.Duration // 0 = not bounded by the engine
+	Images      []string      // kinds of image: "host"
+	Networks    []sandbox.NetworkMode
+	CPU         bool // Spec.CPU is enforced
+	Memory      bool // Spec.MemoryMiB is enforced
+	Disk        bool // Spec.DiskMiB is enforced
+
+	// AgentIsRoot says that everything in a sandbox runs as uid 0, which stands for an ordinary user of the host.
+	AgentIsRoot bool
+	Isolation   string // for people: "gVisor (systrap), user namespace per sandbox"
+}
+
+// Phase is how far a run is.
+type Phase string
+
+// The phases.
+const (
+	PhaseStarting Phase = "starting" // made or half made; the guest doesn't answer yet
+	PhaseRunning  Phase = "running"
+	PhaseGone     Phase = "gone" // ended, destroyed, or never made; List may still show what is to be destroyed
+)
+
+// Status is what Inspect saw.
+type Status struct {
+	Phase  Phase
+	Reason string // for people, when it ended by itself
+}
+
+// Listed is a run that an engine holds.
+type Listed struct {
+	Ref     Ref
+	Since   time.Time // when it was made; zero if not known
+	Phase   Phase
+	Problem string // what is odd about it, for people; "" = nothing
+}
+
+// VolumeDirs is an optional power: the engine's volumes are directories of this host.
+type VolumeDirs interface {
+	// VolumeDir returns the volume's directory, made on first use. It may hold what a hostile sandbox wrote: don't
+	// follow links in it.
+	VolumeDir(ctx context.Context, v sandbox.Volume) (string, error)
+	// DeleteVolume removes the directory and all that is in it. Removing what isn't there succeeds.
+	DeleteVolume(ctx context.Context, v sandbox.Volume) error
+}
+
+// As finds an optional power of e, looking through wrappers that have an Unwrap method.
+func As[T any](e Engine) (T, bool) {
+	for e != nil {
+		if t, ok := e.(T); ok {
+			return t, true
+		}
+		u, ok := e.(interface{ Unwrap() Engine })
+		if !ok {
+			break
+		}
+		e = u.Unwrap()
+	}
+	var zero T
+	return zero, false
+}

@@ -1,0 +1,138 @@
+// Package sandbox is the vocabulary of Sandlot: what a sandbox, a run, a session and an event are, the table of
+// allowed state changes, and the classes of errors. Every other package speaks these words; this one imports none of ours.
+package sandbox
+
+import "time"
+
+// Sandbox is one isolated computer of an account: one row of truth.
+type Sandbox struct {
+	ID      ID
+	Account string // UUID
+	Name    string // for people; not unique
+	State   State
+	Reason  string // why it is in State, for people; "" while all is well
+	Spec    Spec
+	Engine  string
+	Run     string // names one incarnation; work decided on an old incarnation can't land on a new one
+	Handle  []byte // the engine's own name for it; opaque; may be empty
+	Version int64  // grows with each change: the compare-and-swap token
+
+	CreatedAt time.Time
+	StartedAt time.Time // zero until it first ran
+	EndedAt   time.Time // zero until terminal
+	ExpiresAt time.Time // the hard deadline
+}
+
+// Spec is what was asked of a sandbox, with every default filled in. It holds no secret: engines write it to disk.
+type Spec struct {
+	Image     string            `json:"image"` // HostImage for now
+	Volume    Volume            `json:"volume"`
+	Workdir   string            `json:"workdir"` // absolute; where the volume is mounted
+	Env       map[string]string `json:"env,omitempty"`
+	Labels    map[string]string `json:"labels,omitempty"`
+	CPU       float64           `json:"cpu,omitempty"`        // cores; 0 = not limited
+	MemoryMiB int64             `json:"memory_mib,omitempty"` // 0 = not limited
+	DiskMiB   int64             `json:"disk_mib"`             // of the writable layer; always limited
+	Timeout   time.Duration     `json:"timeout"`
+	Network   NetworkMode       `json:"network"`
+}
+
+// HostImage is the image made of this machine's own programs.
+const HostImage = "host"
+
+// NetworkMode is what a sandbox may reach.
+type NetworkMode string
+
+// NetworkNone leaves only the gateway to the model reachable.
+const NetworkNone NetworkMode = "none"
+
+// Volume is a persistent directory of an account.
+type Volume struct {
+	ID   string `json:"id"`
+	Name string `json:"name"`
+}
+
+// Event is something that happened to a sandbox, for people and for streams.
+type Event struct {
+	Seq     int64 // grows over the whole installation; the SSE id
+	Account string
+	Sandbox ID
+	Kind    string // "accepted", "starting", "ready", "running", "stopping", "terminated", "error", …
+	Text    string // one sentence for people
+	At      time.Time
+}
+
+// RunKind says what a run is.
+type RunKind string
+
+// The kinds of run.
+const (
+	RunExec   RunKind = "exec"
+	RunClaude RunKind = "claude"
+)
+
+// RunState says how far a run is, and how it ended. Only an observed end is told as one.
+type RunState string
+
+// The states of a run; all but RunRunning are terminal.
+const (
+	RunRunning  RunState = "running"
+	RunExited   RunState = "exited"   // ExitCode is set
+	RunSignaled RunState = "signaled" // Signal is set
+	RunTimeout  RunState = "timeout"  // we killed it at its time limit
+	RunLost     RunState = "lost"     // its end was not seen
+)
+
+// Run is one process in a sandbox. It belongs to the server, never to a connection.
+type Run struct {
+	ID       string
+	Account  string
+	Sandbox  ID
+	Kind     RunKind
+	Session  string // for RunClaude
+	Argv     []string
+	State    RunState
+	ExitCode *int   // nil unless observed
+	Signal   string // "SIGKILL", …; "" unless observed
+	Reason   string // why it is lost, for people
+
+	// Mirrored is the offset in the guest's journal up to which the run's output has been taken over into the store.
+	Mirrored  int64
+	StartedAt time.Time
+	EndedAt   time.Time
+}
+
+// Session is a conversation with Claude: an ordered log of events. It may span runs and sandboxes.
+type Session struct {
+	ID        string
+	Account   string
+	Sandbox   ID     // where its last turn ran
+	Volume    string // where Claude keeps its own transcript; a session can only go on there
+	Title     string // the beginning of the first prompt
+	UUID      string // the CLI's name for it, chosen by us
+	Turns     int    // prompts sent so far
+	LastSeq   int64
+	CreatedAt time.Time
+	UpdatedAt time.Time
+}
+
+// SessionEventKind says what a session event is.
+type SessionEventKind string
+
+// The kinds of session event.
+const (
+	SessionPrompt  SessionEventKind = "prompt"  // Data: {"type":"prompt","text":…,"run":…}
+	SessionLine    SessionEventKind = "line"    // Data: one line as the CLI wrote it
+	SessionPartial SessionEventKind = "partial" // like SessionLine, a stream_event: superseded by a later line, not persisted
+	SessionEnd     SessionEventKind = "end"     // Data: {"type":"end","run":…,"state":…,"exit_code":…,"signal":…,"reason":…}
+)
+
+// SessionEvent is one entry of a session's log. Seq grows by one within the session; partials use up numbers too,
+// so that the same line has the same number however often it is read.
+type SessionEvent struct {
+	Seq  int64
+	Run  string
+	Kind SessionEventKind
+	Data []byte // JSON, or a non-JSON line of the CLI
+	At   time.Time
+}
