@@ -61,7 +61,7 @@ type SandboxList struct {
 
 // Exec is the body of POST /sandbox/{id}/exec.
 type Exec struct {
-	Argv     []string          `json:"argv" minItems:"1" doc:"The program and its arguments; no shell in between."`
+	Argv     []string          `json:"argv" minItems:"1" nullable:"false" doc:"The program and its arguments; no shell in between."`
 	Env      map[string]string `json:"env,omitempty" doc:"Added to the sandbox's environment."`
 	Dir      string            `json:"dir,omitempty" doc:"Working directory. Default: the sandbox's workdir."`
 	User     string            `json:"user,omitempty" enum:"agent,root" doc:"Default: agent."`
@@ -87,6 +87,16 @@ type Run struct {
 	EndedAt   *time.Time `json:"ended_at"`
 }
 
+// RunList holds the runs of a sandbox, the newest first.
+type RunList struct {
+	Runs []Run `json:"runs"`
+}
+
+// Signal is the body of POST /sandbox/{id}/run/{run}/signal.
+type Signal struct {
+	Signal string `json:"signal" minLength:"1" maxLength:"20" doc:"Sent to the process and all it started." example:"SIGINT"`
+}
+
 // Output is the data of an "output" event of a run's stream; the event's id is the offset after it.
 type Output struct {
 	Stream   string `json:"stream" enum:"stdout,stderr"`
@@ -102,7 +112,7 @@ type Gap struct {
 
 // Prompt is the body of POST /sandbox/{id}/claude.
 type Prompt struct {
-	Prompt         string `json:"prompt" doc:"What Claude should do."`
+	Prompt         string `json:"prompt" minLength:"1" doc:"What Claude should do."`
 	Session        string `json:"session,omitempty" doc:"Go on with this session. Default: a new one."`
 	Model          string `json:"model,omitempty" maxLength:"100"`
 	PermissionMode string `json:"permission_mode,omitempty" enum:"default,acceptEdits,plan,bypassPermissions,dontAsk" doc:"Default: bypassPermissions; the sandbox is the wall."`
@@ -162,6 +172,12 @@ type Event struct {
 // EventList is a page of events, oldest first.
 type EventList struct {
 	Events []Event `json:"events"`
+	More   bool    `json:"more" doc:"Whether there are more: ask again with after = the last seq."`
+}
+
+// SignIn is the body of POST /signin.
+type SignIn struct {
+	Key string `json:"key" maxLength:"200" doc:"An API key; the answer sets a cookie in its stead." example:"slk_…"`
 }
 
 // Health is the answer of GET /healthz.

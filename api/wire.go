@@ -1,0 +1,31 @@
+package api
+
+// The fixed words of the wire, for both ends.
+const (
+	// Done is the data of the last message of a stream that has said all there is to say. A stream that ends without
+	// it was cut: read on from the last event's id.
+	Done = "[DONE]"
+
+	// HeaderSession names the session on the answer to a prompt.
+	HeaderSession = "Sandlot-Session"
+	// HeaderRequestID names a request, in the answer and in the server's log. A client may choose it.
+	HeaderRequestID = "X-Request-ID"
+	// HeaderLastEventID is where to go on in a stream: the id of the last event that was seen.
+	HeaderLastEventID = "Last-Event-ID"
+
+	// ContentTypeProblem is the content type of a Problem.
+	ContentTypeProblem = "application/problem+json"
+	// ContentTypeEvents is the content type of a stream of events.
+	ContentTypeEvents = "text/event-stream"
+)
+
+// Names of events on streams. An event of a prompt's stream that has no name is a line of the CLI.
+const (
+	EventMessage = "message" // what an event without a name is called
+	EventError   = "error"   // data: Problem
+	EventSession = "session" // data: SessionStart; the first of a prompt's stream
+	EventStart   = "start"   // data: Run
+	EventOutput  = "output"  // data: Output
+	EventGap     = "gap"     // data: Gap
+	EventExit    = "exit"    // data: Run
+)
