@@ -1,0 +1,170 @@
+package client
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"iter"
+	"net/http"
+	"net/url"
+	"path"
+	"strconv"
+	"strings"
+
+	"github.com/sandlot-dev/sandlot/api"
+)
+
+// Create makes a sandbox and waits until it runs.
+func (c *Client) Create(ctx context.Context, in api.CreateSandbox) (api.Sandbox, error) {
+	return call[api.Sandbox](ctx, c, http.MethodPost, "/sandbox", nil, in)
+}
+
+// CreateNoWait makes a sandbox and returns as soon as it is accepted.
+func (c *Client) CreateNoWait(ctx context.Context, in api.CreateSandbox) (api.Sandbox, error) {
+	return call[api.Sandbox](ctx, c, http.MethodPost, "/sandbox", url.Values{"wait": {"false"}}, in)
+}
+
+// Filter narrows a list of sandboxes. The zero Filter is all of them.
+type Filter struct {
+	States []string
+	Labels map[string]string // all of them
+	Limit  int               // of a page; 0 = the server's default
+	Cursor string            // NextCursor of the page before
+}
+
+// Sandboxes returns a page of the account's sandboxes, newest first.
+func (c *Client) Sandboxes(ctx context.Context, f Filter) (api.SandboxList, error) {
+	q := url.Values{}
+	for _, s := range f.States {
+		q.Add("state", s)
+	}
+	for k, v := range f.Labels {
+		q.Set("label."+k, v)
+	}
+	if f.Limit > 0 {
+		q.Set("limit", strconv.Itoa(f.Limit))
+	}
+	if f.Cursor != "" {
+		q.Set("cursor", f.Cursor)
+	}
+	return call[api.SandboxList](ctx, c, http.MethodGet, "/sandbox", q, nil)
+}
+
+// Sandbox returns one sandbox.
+func (c *Client) Sandbox(ctx context.Context, id string) (api.Sandbox, error) {
+	return call[api.Sandbox](ctx, c, http.MethodGet, segments("sandbox", id), nil, nil)
+}
+
+// Terminate ends a sandbox and waits until nothing of it is left but its volume.
+func (c *Client) Terminate(ctx context.Context, id string) (api.Sandbox, error) {
+	return call[api.Sandbox](ctx, c, http.MethodDelete, segments("sandbox", id), nil, nil)
+}
+
+// filePath is the route of a path inside a sandbox.
+func filePath(id, name string) string {
+	clean := strings.TrimPrefix(path.Clean("/"+name), "/")
+	route := segments("sandbox", id, "files") + "/"
+	if clean == "" {
+		return route
+	}
+	return route + strings.TrimPrefix(segments(strings.Split(clean, "/")...), "/")
+}
+
+// ReadFile opens a file of a sandbox. The caller closes it. A directory is an api.FileList as JSON: use ReadDir.
+func (c *Client) ReadFile(ctx context.Context, id, name string) (io.ReadCloser, error) {
+	res, err := c.send(ctx, request{method: http.MethodGet, path: filePath(id, name)})
+	if err != nil {
+		return nil, err
+	}
+	return res.Body, nil
+}
+
+// ReadDir lists a directory of a sandbox.
+func (c *Client) ReadDir(ctx context.Context, id, name string) (api.FileList, error) {
+	return call[api.FileList](ctx, c, http.MethodGet, filePath(id, name), nil, nil)
+}
+
+// WriteFile writes a file of a sandbox whole or not at all; directories above it are made.
+func (c *Client) WriteFile(ctx context.Context, id, name string, r io.Reader) (api.File, error) {
+	res, err := c.send(ctx, request{
+		method: http.MethodPut, path: filePath(id, name), body: r, ctype: "application/octet-stream", accept: "application/json",
+	})
+	if err != nil {
+		return api.File{}, err
+	}
+	defer func() { _ = res.Body.Close() }() // all that matters was read
+	return decode[api.File](res.Body)
+}
+
+// Remove deletes a file or a directory with all that is in it.
+func (c *Client) Remove(ctx context.Context, id, name string) error {
+	return c.call(ctx, http.MethodDelete, filePath(id, name), nil, nil, nil)
+}
+
+// Events returns a page of what happened to the account's sandboxes, or to one of them, after seq.
+func (c *Client) Events(ctx context.Context, sandbox string, after int64, limit int) (api.EventList, error) {
+	return call[api.EventList](ctx, c, http.MethodGet, "/event", eventQuery(sandbox, after, limit), nil)
+}
+
+// FollowEvents is Events without an end: it goes on with what happens until ctx ends.
+func (c *Client) FollowEvents(ctx context.Context, sandbox string, after int64) iter.Seq2[api.Event, error] {
+	return func(yield func(api.Event, error) bool) {
+		for e, err := range c.follow(ctx, "/event", eventQuery(sandbox, 0, 0), strconv.FormatInt(after, 10)) {
+			var out api.Event
+			if err == nil {
+				out, err = decode[api.Event](strings.NewReader(e.Data))
+			}
+			if !yield(out, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+func eventQuery(sandbox string, after int64, limit int) url.Values {
+	q := url.Values{}
+	if sandbox != "" {
+		q.Set("sandbox", sandbox)
+	}
+	if after > 0 {
+		q.Set("after", strconv.FormatInt(after, 10))
+	}
+	if limit > 0 {
+		q.Set("limit", strconv.Itoa(limit))
+	}
+	return q
+}
+
+// Me says who the client is to the server.
+func (c *Client) Me(ctx context.Context) (api.Me, error) {
+	return call[api.Me](ctx, c, http.MethodGet, "/me", nil, nil)
+}
+
+// Health says how the server is.
+func (c *Client) Health(ctx context.Context) (api.Health, error) {
+	return call[api.Health](ctx, c, http.MethodGet, "/healthz", nil, nil)
+}
+
+// Ready fails unless the server can work.
+func (c *Client) Ready(ctx context.Context) error {
+	return c.call(ctx, http.MethodGet, "/readyz", nil, nil, nil)
+}
+
+// SignIn exchanges an API key for a cookie, which HTTP's jar keeps if it has one.
+func (c *Client) SignIn(ctx context.Context, key string) error {
+	return c.call(ctx, http.MethodPost, "/signin", nil, api.SignIn{Key: key}, nil)
+}
+
+// SignOut ends what SignIn began.
+func (c *Client) SignOut(ctx context.Context) error {
+	return c.call(ctx, http.MethodPost, "/signout", nil, nil, nil)
+}
+
+// seq reads the number of an event.
+func seq(e Event) (int64, error) {
+	n, err := strconv.ParseInt(e.ID, 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("event id %q: %w", e.ID, err)
+	}
+	return n, nil
+}

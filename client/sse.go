@@ -1,0 +1,112 @@
+package client
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"strings"
+)
+
+// Event is one server-sent event.
+type Event struct {
+	ID   string // the last id that was seen, also when this event brought none of its own
+	Name string // "message" when it has none
+	Data string
+}
+
+// MaxEvent is the most bytes that one event may have; a longer one is an error.
+const MaxEvent = 64 << 20
+
+// ErrEventTooLong says that an event is longer than MaxEvent.
+var ErrEventTooLong = fmt.Errorf("an event is longer than %d MiB", MaxEvent>>20)
+
+// ReadEvents reads server-sent events from r as the HTML standard has them. It ends when r does; an event that is not
+// complete then is dropped. Any error of r but io.EOF is yielded last.
+func ReadEvents(r io.Reader) iter.Seq2[Event, error] {
+	return func(yield func(Event, error) bool) {
+		var (
+			lines = lineReader{r: bufio.NewReader(r), left: MaxEvent}
+			id    string
+			name  string
+			data  strings.Builder
+			some  bool // whether data holds a line, maybe an empty one
+		)
+		for {
+			line, err := lines.next()
+			if err != nil {
+				if !errors.Is(err, io.EOF) {
+					yield(Event{}, fmt.Errorf("read events: %w", err))
+				}
+				return
+			}
+			if len(line) == 0 {
+				lines.left = MaxEvent
+				if some {
+					if name == "" {
+						name = "message"
+					}
+					if !yield(Event{ID: id, Name: name, Data: data.String()}, nil) {
+						return
+					}
+				}
+				name, some = "", false
+				data.Reset()
+				continue
+			}
+			field, value, _ := bytes.Cut(line, []byte(":"))
+			value = bytes.TrimPrefix(value, []byte(" "))
+			switch string(field) {
+			case "data":
+				if some {
+					data.WriteByte('\n')
+				}
+				some = true
+				data.Write(value)
+			case "event":
+				name = string(value)
+			case "id":
+				if bytes.IndexByte(value, 0) < 0 {
+					id = string(value)
+				}
+			}
+		}
+	}
+}
+
+// lineReader cuts a stream into lines that end with LF, CR or both.
+type lineReader struct {
+	r     *bufio.Reader
+	left  int  // bytes that may still come before the event is too long
+	cr    bool // the last line ended with CR: a LF that follows belongs to it
+	begun bool // a byte order mark can only stand at the very beginning
+}
+
+// next returns the next line without its end. A line that has no end is not a line.
+func (l *lineReader) next() ([]byte, error) {
+	var line []byte
+	for {
+		b, err := l.r.ReadByte()
+		if err != nil {
+			return nil, err
+		}
+		if b == '\n' && l.cr && len(line) == 0 {
+			l.cr = false
+			continue
+		}
+		l.cr = b == '\r'
+		if b == '\n' || b == '\r' {
+			if !l.begun {
+				l.begun = true
+				line = bytes.TrimPrefix(line, []byte("\uFEFF"))
+			}
+			return line, nil
+		}
+		if l.left--; l.left < 0 {
+			return nil, ErrEventTooLong
+		}
+		line = append(line, b)
+	}
+}
