@@ -72,40 +72,20 @@ func (s *Store) Admit(ctx context.Context, sb sandbox.Sandbox) error {
 }
 
 // Transition moves one sandbox to state to and appends the event that tells of it, with Reason as its text. change, which
-// may be nil, fills in what else is new; it can't change what a sandbox is (ID, Account, Run). run must be the
+// may be nil, sets what else is new of Name, Reason, Handle and ExpiresAt; the rest is not its to change. run must be the
 // sandbox's, else the error is ErrConflict: what was decided on one incarnation must not land on another. A move that the
 // table doesn't allow is ErrState; the sandbox as it is stored is returned then too.
 func (s *Store) Transition(ctx context.Context, id sandbox.ID, run string, to sandbox.State, change func(*sandbox.Sandbox)) (sandbox.Sandbox, error) {
-	return s.changeSandbox(ctx, id, run, func(tx tx, sb *sandbox.Sandbox) error {
-		if err := sb.State.To(to); err != nil {
-			return err
-		}
-		if change != nil {
-			change(sb)
-		}
-		sb.State = to
-		if to == sandbox.Running && sb.StartedAt.IsZero() {
-			sb.StartedAt = tx.now
-		}
-		if to.Terminal() {
-			sb.EndedAt = tx.now
-		}
-		_, err := tx.addEvent(ctx, sandbox.Event{Account: sb.Account, Sandbox: sb.ID, Kind: string(to), Text: transitionText(*sb)})
-		return err
-	})
+	return s.changeSandbox(ctx, id, run, change, to)
 }
 
 // Amend changes a sandbox without moving it, and tells no event: its handle, say, or why it is still stopping.
 func (s *Store) Amend(ctx context.Context, id sandbox.ID, run string, change func(*sandbox.Sandbox)) (sandbox.Sandbox, error) {
-	return s.changeSandbox(ctx, id, run, func(_ tx, sb *sandbox.Sandbox) error {
-		state := sb.State
-		change(sb)
-		sb.State = state
-		return nil
-	})
+	return s.changeSandbox(ctx, id, run, change, "")
 }
 
-func (s *Store) changeSandbox(ctx context.Context, id sandbox.ID, run string, do func(tx, *sandbox.Sandbox) error) (sandbox.Sandbox, error) {
+// changeSandbox is Transition, or Amend if to is "".
+func (s *Store) changeSandbox(ctx context.Context, id sandbox.ID, run string, change func(*sandbox.Sandbox), to sandbox.State) (sandbox.Sandbox, error) {
 	var stored sandbox.Sandbox
 	err := s.update(ctx, "change sandbox "+string(id), func(tx tx) error {
 		var err error
@@ -116,22 +96,50 @@ func (s *Store) changeSandbox(ctx context.Context, id sandbox.ID, run string, do
 		if stored.Run != run {
 			return fmt.Errorf("%w: run %s was meant, it is at %s", sandbox.ErrConflict, run, stored.Run)
 		}
-		sb := stored
-		if err := do(tx, &sb); err != nil {
-			return err
+		if to != "" {
+			if err := stored.State.To(to); err != nil {
+				return err
+			}
 		}
-		res, err := tx.ExecContext(ctx, `UPDATE sandboxes SET name = $1, state = $2, reason = $3, handle = $4, version = version + 1,
-			started_at = $5, ended_at = $6, expires_at = $7 WHERE id = $8 AND version = $9`,
-			sb.Name, string(sb.State), sb.Reason, sb.Handle, micros(sb.StartedAt), micros(sb.EndedAt), micros(sb.ExpiresAt), string(id), stored.Version)
+		sb := changed(stored, change, to, tx.now)
+		res, err := tx.ExecContext(ctx, `UPDATE sandboxes SET name = $1, state = $2, reason = $3, handle = $4, version = $5,
+			started_at = $6, ended_at = $7, expires_at = $8 WHERE id = $9 AND version = $10`,
+			sb.Name, string(sb.State), sb.Reason, sb.Handle, sb.Version, micros(sb.StartedAt), micros(sb.EndedAt), micros(sb.ExpiresAt),
+			string(id), stored.Version)
 		if err := one(res, err, "it was changed at the same time"); err != nil {
 			return err
 		}
-		sb.ID, sb.Account, sb.Run, sb.Engine, sb.Spec = stored.ID, stored.Account, stored.Run, stored.Engine, stored.Spec
-		sb.CreatedAt, sb.Version = stored.CreatedAt, stored.Version+1
+		if to != "" {
+			if _, err := tx.addEvent(ctx, sandbox.Event{Account: sb.Account, Sandbox: sb.ID, Kind: string(to), Text: transitionText(sb)}); err != nil {
+				return err
+			}
+		}
 		stored = sb
 		return nil
 	})
 	return stored, err
+}
+
+// changed is stored with change applied to what may change, in state to if that isn't "".
+func changed(stored sandbox.Sandbox, change func(*sandbox.Sandbox), to sandbox.State, now time.Time) sandbox.Sandbox {
+	wish := stored
+	if change != nil {
+		change(&wish)
+	}
+	sb := stored
+	sb.Name, sb.Reason, sb.Handle, sb.ExpiresAt = wish.Name, wish.Reason, wish.Handle, wish.ExpiresAt
+	sb.Version++
+	if to == "" {
+		return sb
+	}
+	sb.State = to
+	if to == sandbox.Running && sb.StartedAt.IsZero() {
+		sb.StartedAt = now
+	}
+	if to.Terminal() {
+		sb.EndedAt = now
+	}
+	return sb
 }
 
 // transitionText is what an event says when the sandbox gives no reason.
