@@ -1,0 +1,132 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// config is what the server is told at its start. Each flag has an environment variable of the same name, SANDLOT_…; a
+// flag that is given wins.
+type config struct {
+	Listen    string
+	Data      string
+	Database  string
+	DemoModel bool
+	Debug     bool
+
+	// Secrets come from the environment only: arguments are there for everybody to see.
+	AdminKey     string
+	AnthropicKey string
+	Upstream     *url.URL
+
+	// Env is the environment as it was, for the programs of this host that the server starts (npm).
+	Env []string
+}
+
+// flags adds the flags of config to a command.
+func (c *config) flags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&c.Data, "data", "", "directory for all data (SANDLOT_DATA; default $XDG_DATA_HOME/sandlot or ~/.local/share/sandlot)")
+	f.StringVar(&c.Database, "database", "", "sqlite:PATH (SANDLOT_DATABASE; default sqlite:DATA/sandlot.db)")
+}
+
+func (c *config) serveFlags(cmd *cobra.Command) {
+	c.flags(cmd)
+	f := cmd.Flags()
+	f.StringVar(&c.Listen, "listen", "127.0.0.1:8080", "address to serve on (SANDLOT_LISTEN)")
+	f.BoolVar(&c.DemoModel, "demo-model", false, "answer from a script instead of a model (SANDLOT_DEMO_MODEL=1)")
+	f.BoolVar(&c.Debug, "debug", false, "log more (SANDLOT_DEBUG=1)")
+}
+
+// fill takes what flags didn't say from the environment and the defaults, and checks everything.
+func (c *config) fill(cmd *cobra.Command, environ []string) error {
+	env := map[string]string{}
+	for _, kv := range environ {
+		name, value, _ := strings.Cut(kv, "=")
+		env[name] = value
+	}
+	var errs []error
+	text := func(flag, name string, dst *string) {
+		if v := env[name]; v != "" && !cmd.Flags().Changed(flag) {
+			*dst = v
+		}
+	}
+	boolean := func(flag, name string, dst *bool) {
+		if v := env[name]; v != "" && !cmd.Flags().Changed(flag) {
+			b, err := strconv.ParseBool(v)
+			if err != nil {
+				errs = append(errs, fmt.Errorf("%s=%q: use 1 or 0", name, v))
+			}
+			*dst = b
+		}
+	}
+	text("data", "SANDLOT_DATA", &c.Data)
+	text("database", "SANDLOT_DATABASE", &c.Database)
+	text("listen", "SANDLOT_LISTEN", &c.Listen)
+	boolean("demo-model", "SANDLOT_DEMO_MODEL", &c.DemoModel)
+	boolean("debug", "SANDLOT_DEBUG", &c.Debug)
+	c.AdminKey, c.AnthropicKey, c.Env = env["SANDLOT_ADMIN_KEY"], env["ANTHROPIC_API_KEY"], environ
+
+	if c.AdminKey != "" && len(c.AdminKey) < minAdminKey {
+		errs = append(errs, fmt.Errorf("SANDLOT_ADMIN_KEY: use at least %d characters", minAdminKey))
+	}
+	if err := c.fillData(env); err != nil {
+		errs = append(errs, err)
+	}
+	if c.Database == "" {
+		c.Database = "sqlite:" + filepath.Join(c.Data, "sandlot.db")
+	}
+	if _, _, err := net.SplitHostPort(c.Listen); c.Listen != "" && err != nil {
+		errs = append(errs, fmt.Errorf("--listen: %w; use HOST:PORT, for example 127.0.0.1:8080", err))
+	}
+	base := env["ANTHROPIC_BASE_URL"]
+	if base == "" {
+		base = "https://api.anthropic.com"
+	}
+	u, err := url.Parse(base)
+	if err != nil || u.Host == "" || (u.Scheme != "https" && u.Scheme != "http") {
+		errs = append(errs, fmt.Errorf("ANTHROPIC_BASE_URL=%q: use a URL like https://api.anthropic.com", base))
+	}
+	c.Upstream = u
+	return errors.Join(errs...)
+}
+
+const minAdminKey = 16
+
+func (c *config) fillData(env map[string]string) error {
+	if c.Data == "" {
+		switch {
+		case env["XDG_DATA_HOME"] != "":
+			c.Data = filepath.Join(env["XDG_DATA_HOME"], "sandlot")
+		case env["HOME"] != "":
+			c.Data = filepath.Join(env["HOME"], ".local", "share", "sandlot")
+		default:
+			return errors.New("--data: HOME is not set, so say where the data should be")
+		}
+	}
+	abs, err := filepath.Abs(c.Data)
+	if err != nil {
+		return fmt.Errorf("--data: %w", err)
+	}
+	c.Data = abs
+	return nil
+}
+
+// loadConfig fills c for cmd and makes the data directory.
+func loadConfig(cmd *cobra.Command, c *config) error {
+	if err := c.fill(cmd, os.Environ()); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(c.Data, 0o711); err != nil {
+		return fmt.Errorf("--data: %w", err)
+	}
+	return nil
+}

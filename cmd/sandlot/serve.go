@@ -1,0 +1,241 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/sandlot-dev/sandlot/api"
+	"github.com/sandlot-dev/sandlot/internal/claude"
+	"github.com/sandlot-dev/sandlot/internal/engine"
+	"github.com/sandlot-dev/sandlot/internal/engine/local"
+	"github.com/sandlot-dev/sandlot/internal/gateway"
+	"github.com/sandlot-dev/sandlot/internal/lifecycle"
+	"github.com/sandlot-dev/sandlot/internal/server"
+	"github.com/sandlot-dev/sandlot/internal/store"
+	"github.com/sandlot-dev/sandlot/web"
+)
+
+// firstAccount is the name of the account that a new server starts with.
+const firstAccount = "main"
+
+// drainLimit is how long requests may go on after the server was told to stop.
+const drainLimit = 10 * time.Second
+
+func serveCommand() *cobra.Command {
+	var cfg config
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the server",
+		Long: `Run the server. Sandboxes outlive it: the next start on the same data directory finds them again.
+
+Environment: SANDLOT_ADMIN_KEY sets the first account's admin key (otherwise one is made and printed once);
+ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL say which model service the server's gateway uses.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := loadConfig(cmd, &cfg); err != nil {
+				return err
+			}
+			if err := local.EnterUserNamespace(); err != nil {
+				return err
+			}
+			// gVisor's gofer inherits our environment, and our log stays ours when it takes over the standard streams.
+			os.Clearenv()
+			level := slog.LevelInfo
+			if cfg.Debug {
+				level = slog.LevelDebug
+			}
+			log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
+			return serve(cmd.Context(), cfg, log, cmd.OutOrStdout())
+		},
+	}
+	cfg.serveFlags(cmd)
+	return cmd
+}
+
+// serve runs the server until ctx is done. It reads as the wiring diagram.
+func serve(ctx context.Context, cfg config, log *slog.Logger, stdout io.Writer) (err error) {
+	var open closers
+	defer func() { err = errors.Join(err, open.close()) }()
+
+	unlock, err := lockData(cfg.Data)
+	if err != nil {
+		return err
+	}
+	open.add("data directory", unlock)
+
+	st, err := store.Open(ctx, cfg.Database)
+	if err != nil {
+		return err
+	}
+	open.add("store", st.Close)
+
+	gw, err := newGateway(ctx, cfg, st, log)
+	if err != nil {
+		return err
+	}
+	toolkit := claude.OpenToolkit(claude.ToolkitConfig{Dir: filepath.Join(cfg.Data, "toolkit"), Env: cfg.Env, Log: log})
+	if err := toolkit.Ensure(ctx); err != nil {
+		return fmt.Errorf("getting Claude Code: %w", err)
+	}
+	eng, err := openLocal(cfg.Data, toolkit, log)
+	if err != nil {
+		return err
+	}
+	open.add("engine", eng.Close)
+
+	env := claude.Env(eng.Capabilities().AgentIsRoot)
+	trial := tryOut(ctx, st, eng, env, log)
+	for name, value := range trial.Env {
+		env[name] = value
+	}
+
+	mgr, err := lifecycle.New(lifecycle.Config{
+		Store: st, Engines: []engine.Engine{eng}, Gateway: gw, Env: env, Prepare: claude.Prepare, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	sessions := claude.NewSessions(claude.Config{Runner: mgr, Store: st, Log: log})
+
+	access, err := firstAccess(ctx, cfg, st)
+	if err != nil {
+		return err
+	}
+	var ready atomic.Bool
+	health := func() api.Health {
+		h := api.Health{Status: "ok", Version: version, Model: modelName(cfg), Claude: claude.Version,
+			Engine: local.Name, Isolation: eng.Capabilities().Isolation}
+		switch {
+		case trial.Problem != "":
+			h.Status, h.Problem = "failing", trial.Problem
+		case !ready.Load():
+			h.Status = "starting"
+		}
+		return h
+	}
+	srv, err := server.New(server.Config{Manager: mgr, Sessions: sessions, Store: st, UI: web.FS(), Health: health, Log: log})
+	if err != nil {
+		return err
+	}
+	ln, err := net.Listen("tcp", cfg.Listen)
+	if err != nil {
+		return fmt.Errorf("--listen: %w", err)
+	}
+	base := "http://" + ln.Addr().String()
+	if err := os.WriteFile(filepath.Join(cfg.Data, urlFile), []byte(base+"\n"), 0o600); err != nil {
+		return errors.Join(err, ln.Close())
+	}
+
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return mgr.Serve(ctx) })      // takes up what is there, then reaps and reconciles
+	g.Go(func() error { return sessions.Serve(ctx) }) // takes up the turns that are running
+	g.Go(func() error { return serveHTTP(ctx, ln, srv.Handler(), log) })
+	ready.Store(true)
+	announce(stdout, cfg, base, access, trial)
+	return g.Wait()
+}
+
+// serveHTTP serves until ctx is done, and then lets requests finish; streams end at once.
+func serveHTTP(ctx context.Context, ln net.Listener, handler http.Handler, log *slog.Logger) error {
+	hs := &http.Server{
+		Handler:           handler,
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+	}
+	done := make(chan error, 1)
+	go func() {
+		<-ctx.Done()
+		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainLimit)
+		defer cancel()
+		done <- hs.Shutdown(drain)
+	}()
+	if err := hs.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serving: %w", err)
+	}
+	if err := <-done; err != nil {
+		log.Warn("some requests did not finish in time", "err", err)
+	}
+	return nil
+}
+
+// newGateway opens the way to the model. Tokens of sandboxes stay valid over a restart: their secret is in the store.
+func newGateway(ctx context.Context, cfg config, st *store.Store, log *slog.Logger) (*gateway.Gateway, error) {
+	fresh := make([]byte, 32)
+	_, _ = rand.Read(fresh) // never fails
+	secret, err := st.PutSettingIfAbsent(ctx, "gateway_secret", fresh)
+	if err != nil {
+		return nil, err
+	}
+	gc := gateway.Config{Upstream: cfg.Upstream, Key: cfg.AnthropicKey, Secret: secret, Log: log}
+	if cfg.DemoModel {
+		gc.Demo = gateway.NewDemo()
+	}
+	return gateway.New(gc)
+}
+
+func modelName(cfg config) string {
+	if cfg.DemoModel {
+		return "demo"
+	}
+	return "anthropic"
+}
+
+func openLocal(data string, toolkit *claude.Toolkit, log *slog.Logger) (*local.Engine, error) {
+	program, err := installGuest(filepath.Join(data, "guest"))
+	if err != nil {
+		return nil, err
+	}
+	return local.Open(local.Config{
+		Dir: filepath.Join(data, "local"), Guest: program, Log: log,
+		Mounts: []local.Mount{{Source: toolkit.Dir(), Target: claude.MountPoint}},
+	})
+}
+
+// lockData makes sure that only one server works in a data directory. The lock ends with the process, however it ends.
+func lockData(data string) (func() error, error) {
+	f, err := os.OpenFile(filepath.Join(data, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("--data: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("--data: another server is running in %s: %w", data, err), f.Close())
+	}
+	return f.Close, nil
+}
+
+// closers are closed in reverse order of being opened.
+type closers []closer
+
+type closer struct {
+	name  string
+	close func() error
+}
+
+func (c *closers) add(name string, f func() error) { *c = append(*c, closer{name, f}) }
+
+func (c *closers) close() error {
+	var errs []error
+	for _, cl := range slices.Backward(*c) {
+		if err := cl.close(); err != nil {
+			errs = append(errs, fmt.Errorf("closing the %s: %w", cl.name, err))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,275 @@
+package local
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/runsc/container"
+
+	"github.com/sandlot-dev/sandlot/internal/engine"
+	"github.com/sandlot-dev/sandlot/internal/guest"
+	"github.com/sandlot-dev/sandlot/internal/sandbox"
+)
+
+const (
+	// deadlineGrace is how long after its deadline a sandbox ends itself, so that a server that is there does it first.
+	deadlineGrace = time.Minute
+
+	// startLimit bounds the wait for a guest that has been started. A loaded machine takes a few seconds.
+	startLimit = time.Minute
+
+	// minFree is the space of the host's disk below which no sandbox is made.
+	minFree = 256 << 20
+)
+
+// Create implements engine.Engine.
+func (e *Engine) Create(ctx context.Context, ref engine.Ref, spec sandbox.Spec) ([]byte, error) {
+	k, err := key(ref)
+	if err != nil {
+		return nil, err
+	}
+	if err := e.check(spec); err != nil {
+		return nil, err
+	}
+	en, release, err := e.hold(ctx, k)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+
+	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	defer cancel()
+	e.mu.Lock()
+	en.cancel = cancel // for Destroy
+	e.mu.Unlock()
+	defer func() {
+		e.mu.Lock()
+		en.cancel = nil
+		e.mu.Unlock()
+	}()
+
+	if e.answers(ctx, k) {
+		return []byte(k), nil // made before, by this process or an earlier one
+	}
+	// What an earlier attempt left half made is in the way.
+	if err := e.destroy(ctx, en, k); err != nil {
+		return nil, fmt.Errorf("clearing what is left of an earlier attempt: %w", err)
+	}
+	if err := e.create(ctx, en, k, spec); err != nil {
+		undo, cancelUndo := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+		defer cancelUndo()
+		return nil, errors.Join(fmt.Errorf("creating sandbox %s: %w", k, err), e.destroy(undo, en, k))
+	}
+	return []byte(k), nil
+}
+
+// check refuses a spec that this engine can't keep.
+func (e *Engine) check(spec sandbox.Spec) error {
+	caps := e.Capabilities()
+	switch {
+	case spec.Image != sandbox.HostImage:
+		return &sandbox.Problem{Class: sandbox.ErrInvalid, Code: "image_not_found", Field: "image.registry",
+			Detail: fmt.Sprintf("there is no image %q here; this engine has %q only", spec.Image, sandbox.HostImage)}
+	case spec.Network != sandbox.NetworkNone:
+		return &sandbox.Problem{Class: sandbox.ErrInvalid, Code: "unsupported", Field: "network.mode",
+			Detail: fmt.Sprintf("network mode %q is not available here; this engine has %q only", spec.Network, sandbox.NetworkNone)}
+	case spec.CPU > 0 && !caps.CPU:
+		return &sandbox.Problem{Class: sandbox.ErrInvalid, Code: "unsupported", Field: "cpu",
+			Detail: "this host has no CPU cgroup that Sandlot may use, so it can't limit CPU; leave the field out"}
+	case spec.MemoryMiB > 0 && !caps.Memory:
+		return &sandbox.Problem{Class: sandbox.ErrInvalid, Code: "unsupported", Field: "memory_mib",
+			Detail: "this host has no memory cgroup that Sandlot may use, so it can't limit memory; leave the field out"}
+	case spec.DiskMiB <= 0:
+		return sandbox.Invalid("disk_mib", "the size of the writable layer must be above 0")
+	case spec.Timeout <= 0:
+		return sandbox.Invalid("timeout_s", "the lifetime must be above 0")
+	case !filepath.IsAbs(spec.Workdir) || filepath.Clean(spec.Workdir) != spec.Workdir || spec.Workdir == "/":
+		return sandbox.Invalid("workdir", "%q is not a clean absolute path below /", spec.Workdir)
+	}
+	return nil
+}
+
+// create makes and starts the sandbox. What it leaves behind on an error, destroy frees.
+func (e *Engine) create(ctx context.Context, en *entry, k string, spec sandbox.Spec) error {
+	if n, err := free(e.cfg.Dir); err != nil {
+		return err
+	} else if n < minFree {
+		return fmt.Errorf("%w: the disk of %s has only %d MiB left; free some", sandbox.ErrUnavailable, e.cfg.Dir, n>>20)
+	}
+	volume, base, err := e.volume(spec.Volume)
+	if err != nil {
+		return err
+	}
+	bundle, err := e.makeBundle(k, spec, volume, base)
+	if err != nil {
+		return fmt.Errorf("making its bundle: %w", err)
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	c, err := container.New(e.conf, container.Args{ID: k, Spec: bundle.spec, BundleDir: bundle.dir})
+	if err != nil {
+		return fmt.Errorf("gVisor could not make it: %w", explain(err))
+	}
+	en.made = c
+	// No code of the user has run yet, so limits set now hold from the first instruction.
+	if err := e.cgroups.place(k, spec, c.SandboxPid(), int(c.GoferPid.Load())); err != nil {
+		return fmt.Errorf("limiting it: %w", err)
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := c.Start(e.conf); err != nil {
+		return fmt.Errorf("gVisor could not start it: %w", explain(err))
+	}
+	return e.await(ctx, k, c.SandboxPid())
+}
+
+type bundle struct {
+	dir  string
+	spec *specs.Spec
+}
+
+// makeBundle lays out the sandbox's own directory. Its first entry, made here, is also the label by which List knows the run.
+func (e *Engine) makeBundle(k string, spec sandbox.Spec, volume string, base uint32) (bundle, error) {
+	dir := e.sandboxDir(k)
+	b := bundle{dir: filepath.Join(dir, "bundle")}
+	for _, d := range []string{dir, b.dir, e.socketDir(k)} {
+		if err := os.Mkdir(d, 0o711); err != nil {
+			return bundle{}, err
+		}
+	}
+	if err := errors.Join(os.Lchown(e.socketDir(k), int(base), int(base)), os.Chmod(e.socketDir(k), 0o700)); err != nil {
+		return bundle{}, err
+	}
+	root := filepath.Join(b.dir, "root")
+	mounts, err := makeRoot(filepath.Join(e.cfg.Dir, "host"), root)
+	if err != nil {
+		return bundle{}, err
+	}
+	b.spec = e.ociSpec(k, spec, volume, base, root, mounts, time.Now())
+	for _, m := range b.spec.Mounts {
+		// The gofer may not make them: to it, this directory is somebody else's.
+		if err := os.MkdirAll(filepath.Join(root, m.Destination), 0o755); err != nil {
+			return bundle{}, fmt.Errorf("making mount point %s: %w", m.Destination, err)
+		}
+	}
+	if err := chownDirs(root, int(base)); err != nil {
+		return bundle{}, err
+	}
+	data, err := json.Marshal(b.spec)
+	if err != nil {
+		return bundle{}, err
+	}
+	// gVisor's sentry and gofer read it from here.
+	return b, os.WriteFile(filepath.Join(b.dir, "config.json"), data, 0o600)
+}
+
+// await returns when the guest answers, or fails as soon as gVisor's process has ended.
+func (e *Engine) await(ctx context.Context, k string, pid int) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return fmt.Errorf("gVisor's process ended at once: %w", err)
+	}
+	defer unix.Close(fd)
+	for {
+		if e.answers(ctx, k) {
+			return nil
+		}
+		// The socket appears at some moment; only the process's end can be waited for, so look every few milliseconds.
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 3)
+		switch {
+		case err != nil && !errors.Is(err, unix.EINTR):
+			return fmt.Errorf("watching gVisor's process: %w", err)
+		case n > 0:
+			return fmt.Errorf("its guest ended before it answered%s", e.lastWords(k))
+		case ctx.Err() != nil:
+			return fmt.Errorf("waiting for its guest: %w%s", ctx.Err(), e.lastWords(k))
+		}
+	}
+}
+
+// answers reports whether the run's guest speaks its protocol.
+func (e *Engine) answers(ctx context.Context, k string) bool {
+	conn, err := dialGuest(ctx, e.socketDir(k))
+	if err != nil {
+		return false
+	}
+	c, err := guest.NewClient(conn, nil)
+	if err != nil {
+		_ = conn.Close() // it never worked
+		return false
+	}
+	defer c.Close()
+	_, err = c.Info(ctx)
+	return err == nil
+}
+
+// lastWords returns the end of the guest's log, if it wrote one, as ": …".
+func (e *Engine) lastWords(k string) string {
+	f, err := openBeneath(e.socketDir(k), "guest.log")
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	buf := make([]byte, 1024)
+	fi, err := f.Stat()
+	if err != nil || !fi.Mode().IsRegular() {
+		return ""
+	}
+	n, _ := f.ReadAt(buf, max(0, fi.Size()-int64(len(buf)))) // a short read is what there is
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf(": %q", buf[:n])
+}
+
+// dialGuest connects to the guest that listens in dir. The sandbox's root may put anything in its place there, so a link is
+// not followed: it could lead to a socket of the host.
+func dialGuest(ctx context.Context, dir string) (net.Conn, error) {
+	f, err := openBeneath(dir, guest.SocketName)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if fi.Mode().Type() != os.ModeSocket {
+		return nil, fmt.Errorf("%s is not a socket", guest.SocketName)
+	}
+	// Through the descriptor: the path may have changed meanwhile, and may be longer than a socket's address can be.
+	var d net.Dialer
+	return d.DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
+}
+
+// openBeneath names a file of a directory that a sandbox writes in, without following links. The file can be read only if it
+// is a regular one; for others the descriptor merely names it.
+func openBeneath(dir, name string) (*os.File, error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC | unix.O_NOFOLLOW, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS}
+	fd, err := unix.Openat2(int(d.Fd()), name, &how)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: filepath.Join(dir, name), Err: err}
+	}
+	f := os.NewFile(uintptr(fd), name)
+	fi, err := f.Stat()
+	if err != nil || !fi.Mode().IsRegular() {
+		return f, err
+	}
+	defer f.Close()
+	return os.Open(fmt.Sprintf("/proc/self/fd/%d", fd))
+}

@@ -1,0 +1,249 @@
+// Package local runs sandboxes on this Linux host with gVisor, which is part of our own binary: no runtime to install, no
+// daemon. Sandboxes are detached: they outlive this process, and a later one finds them again by their Ref. It works as
+// root, and as an ordinary user inside a user namespace (see EnterUserNamespace).
+//
+// On disk, under Config.Dir:
+//
+//	sandboxes/KEY/      one run: bundle/ (config.json, root/), socket/ (shared with its guest); KEY is Ref.ID-Ref.Run
+//	volumes/VOL/        one volume; its owner tells which range of uids its sandboxes have
+//	host/               what image "host" needs of /etc
+//	runsc/              gVisor's own state files and control sockets
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"gvisor.dev/gvisor/runsc/config"
+	"gvisor.dev/gvisor/runsc/container"
+
+	"github.com/sandlot-dev/sandlot/internal/engine"
+	"github.com/sandlot-dev/sandlot/internal/sandbox"
+)
+
+// Name is this engine's name on the wire and in the store.
+const Name = "local"
+
+// Config says where an Engine works and what it mounts.
+type Config struct {
+	Dir    string  // absolute; made if missing; only one Engine may work in it at a time
+	Guest  string  // absolute path of the sandlot-guest program on the host
+	Mounts []Mount // shown read-only in every sandbox
+
+	// Runtime is the program that becomes gVisor's sentry and gofer. It must call Main first thing.
+	// Default: this very program.
+	Runtime string
+
+	Log *slog.Logger
+}
+
+// Mount shows a host directory in every sandbox, read-only.
+type Mount struct{ Source, Target string }
+
+// Engine implements engine.Engine and engine.VolumeDirs.
+type Engine struct {
+	cfg     Config
+	conf    *config.Config // gVisor's
+	ids     idRange
+	cgroups cgroups
+	netns   *os.File // an empty network namespace, where gofers live
+
+	mu      sync.Mutex
+	entries map[string]*entry // by key; runs that this process works on or has made
+}
+
+var (
+	_ engine.Engine     = (*Engine)(nil)
+	_ engine.VolumeDirs = (*Engine)(nil)
+)
+
+// entry serialises the work on one run.
+type entry struct {
+	lock   chan struct{}        // holds a token while nobody works on the run
+	cancel context.CancelFunc   // of a Create under way; guarded by Engine.mu
+	users  int                  // who hold or wait for lock; guarded by Engine.mu
+	made   *container.Container // if this process made it: only its parent can reap it; guarded by lock
+}
+
+// Open prepares an Engine. While one is open, the standard streams that package os names are /dev/null, because gVisor
+// hands exactly those to every sandbox; log to a stream captured before. The environment of this process is passed on to
+// gVisor's gofer: clear it of secrets first. ErrUnsupported says what this host lacks and what to do.
+func Open(cfg Config) (*Engine, error) {
+	if !filepath.IsAbs(cfg.Dir) || !filepath.IsAbs(cfg.Guest) {
+		return nil, errors.New("opening the local engine: Dir and Guest must be absolute paths")
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	ids, err := currentRange()
+	if err != nil {
+		return nil, fmt.Errorf("opening the local engine: %w", err)
+	}
+	for _, d := range []string{"", "sandboxes", "volumes", "runsc"} {
+		if err := os.MkdirAll(filepath.Join(cfg.Dir, d), 0o711); err != nil {
+			return nil, fmt.Errorf("opening the local engine: %w", err)
+		}
+	}
+	// State files and control sockets give full power over a sandbox.
+	if err := os.Chmod(filepath.Join(cfg.Dir, "runsc"), 0o700); err != nil {
+		return nil, fmt.Errorf("opening the local engine: %w", err)
+	}
+	if err := prepareHostImage(filepath.Join(cfg.Dir, "host")); err != nil {
+		return nil, fmt.Errorf("preparing image %q: %w", sandbox.HostImage, err)
+	}
+	netns, err := emptyNetns()
+	if err != nil {
+		return nil, fmt.Errorf("opening the local engine: %w", err)
+	}
+	conf, err := runtimeConfig(filepath.Join(cfg.Dir, "runsc"), netns)
+	if err == nil {
+		err = acquireRuntime(cfg.Runtime, cfg.Log)
+	}
+	if err != nil {
+		_ = netns.Close() // nothing was written to it
+		return nil, fmt.Errorf("configuring gVisor: %w", err)
+	}
+	e := &Engine{cfg: cfg, conf: conf, ids: ids, netns: netns, entries: map[string]*entry{}}
+	if ids.perVolume {
+		e.cgroups = findCgroups(installation(cfg.Dir))
+	}
+	return e, nil
+}
+
+// Close gives the standard streams back. Sandboxes go on running.
+func (e *Engine) Close() error {
+	releaseRuntime()
+	return e.netns.Close()
+}
+
+// Capabilities implements engine.Engine.
+func (e *Engine) Capabilities() engine.Capabilities {
+	return engine.Capabilities{
+		Name:        Name,
+		Images:      []string{sandbox.HostImage},
+		Networks:    []sandbox.NetworkMode{sandbox.NetworkNone},
+		CPU:         e.cgroups.cpu(),
+		Memory:      e.cgroups.memory(),
+		Disk:        true,
+		AgentIsRoot: e.ids.single,
+		Isolation:   "gVisor (systrap), " + e.ids.String(),
+	}
+}
+
+// key names a run on disk and to gVisor. Both parts are ours; anything else is refused, since it becomes a path.
+func key(ref engine.Ref) (string, error) {
+	if !sandbox.IsID(string(ref.ID), sandbox.PrefixSandbox) || ref.Run == "" || strings.Trim(ref.Run, alphanumeric) != "" {
+		return "", fmt.Errorf("%w: ref %q %q", sandbox.ErrInvalid, ref.ID, ref.Run)
+	}
+	return string(ref.ID) + "-" + ref.Run, nil
+}
+
+const alphanumeric = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+// parseKey is the inverse of key.
+func parseKey(k string) (engine.Ref, bool) {
+	id, run, ok := strings.Cut(k, "-")
+	ref := engine.Ref{ID: sandbox.ID(id), Run: run}
+	if _, err := key(ref); !ok || err != nil {
+		return engine.Ref{}, false
+	}
+	return ref, true
+}
+
+func (e *Engine) sandboxDir(k string) string { return filepath.Join(e.cfg.Dir, "sandboxes", k) }
+func (e *Engine) socketDir(k string) string  { return filepath.Join(e.sandboxDir(k), "socket") }
+
+// hold waits until nobody else works on the run and returns its entry and the function that lets go of it.
+func (e *Engine) hold(ctx context.Context, k string) (*entry, func(), error) {
+	e.mu.Lock()
+	en := e.entries[k]
+	if en == nil {
+		en = &entry{lock: make(chan struct{}, 1)}
+		en.lock <- struct{}{}
+		e.entries[k] = en
+	}
+	en.users++
+	e.mu.Unlock()
+
+	leave := func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		en.users--
+		if en.users == 0 && en.made == nil {
+			delete(e.entries, k)
+		}
+	}
+	select {
+	case <-en.lock:
+		return en, func() { en.lock <- struct{}{}; leave() }, nil
+	case <-ctx.Done():
+		leave()
+		return nil, nil, fmt.Errorf("waiting for other work on %s: %w", k, ctx.Err())
+	}
+}
+
+// Inspect implements engine.Engine.
+func (e *Engine) Inspect(ctx context.Context, ref engine.Ref) (engine.Status, error) {
+	k, err := key(ref)
+	if err != nil {
+		return engine.Status{}, err
+	}
+	if e.creating(k) {
+		return engine.Status{Phase: engine.PhaseStarting}, nil
+	}
+	if _, err := os.Lstat(e.sandboxDir(k)); errors.Is(err, os.ErrNotExist) {
+		return engine.Status{Phase: engine.PhaseGone}, nil
+	}
+	procs, err := runtimeProcesses(e.conf.RootDir)
+	if err != nil {
+		return engine.Status{}, fmt.Errorf("inspecting %s: %w", k, err)
+	}
+	alive := procs.of(k)
+	switch {
+	case !alive.has(roleSentry):
+		return engine.Status{Phase: engine.PhaseGone, Reason: "gVisor's process has ended"}, nil
+	case !alive.has(roleGofer):
+		// Without its gofer a sandbox has neither volume nor socket: nobody can use it any more.
+		return engine.Status{Phase: engine.PhaseGone, Reason: "gVisor's file server has ended"}, nil
+	}
+	conn, err := e.Dial(ctx, ref)
+	if err != nil {
+		return engine.Status{Phase: engine.PhaseStarting, Reason: "its guest doesn't answer"}, nil
+	}
+	_ = conn.Close() // nothing was sent
+	return engine.Status{Phase: engine.PhaseRunning}, nil
+}
+
+func (e *Engine) creating(k string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	en := e.entries[k]
+	return en != nil && en.cancel != nil
+}
+
+// Dial implements engine.Engine.
+func (e *Engine) Dial(ctx context.Context, ref engine.Ref) (net.Conn, error) {
+	k, err := key(ref)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := dialGuest(ctx, e.socketDir(k))
+	switch {
+	case err == nil:
+		return conn, nil
+	case ctx.Err() != nil:
+		return nil, fmt.Errorf("dialing the guest of %s: %w", k, ctx.Err())
+	}
+	class := sandbox.ErrUnavailable
+	if _, statErr := os.Lstat(e.sandboxDir(k)); errors.Is(statErr, os.ErrNotExist) {
+		class = sandbox.ErrNotFound
+	}
+	return nil, fmt.Errorf("%w: dialing the guest of %s: %w", class, k, err)
+}

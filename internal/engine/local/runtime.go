@@ -1,0 +1,129 @@
+package local
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	goruntime "runtime"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/log"
+	"gvisor.dev/gvisor/runsc/cli/maincli"
+	"gvisor.dev/gvisor/runsc/config"
+	"gvisor.dev/gvisor/runsc/flag"
+	"gvisor.dev/gvisor/runsc/specutils"
+
+	"github.com/sandlot-dev/sandlot/internal/sandbox"
+)
+
+// Main becomes gVisor, and doesn't return, if this process was started as one of its parts: the sentry, the gofer, or the
+// short helpers that they re-exec. Every program that opens an Engine calls it before anything else.
+func Main() {
+	if strings.HasPrefix(filepath.Base(os.Args[0]), "runsc") || os.Args[0] == "/proc/self/exe" {
+		maincli.Main()
+		os.Exit(0)
+	}
+}
+
+// runtimeConfig gives gVisor's configuration. root holds its state files; gofers live in the network namespace netns.
+func runtimeConfig(root string, netns *os.File) (*config.Config, error) {
+	fs := flag.NewFlagSet("sandlot", flag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	config.RegisterFlags(fs)
+	for name, value := range map[string]string{
+		"root":     root,
+		"platform": "systrap",
+		"network":  "none",
+		"host-uds": "create", // the guest may listen in our mount; nothing inside may dial host sockets
+		// gVisor would move this very process into the sandbox's cgroup; package cgroups places the sandbox instead.
+		"ignore-cgroups": "true",
+		// Only matters for settings of the host that doctor reports; skips a check at each start.
+		"host-settings": "ignore",
+		// Otherwise gVisor pins one of its own by a mount in root, which would outlive everything.
+		"gofer-network-namespace": fmt.Sprintf("/proc/self/fd/%d", netns.Fd()),
+	} {
+		if err := fs.Set(name, value); err != nil {
+			return nil, fmt.Errorf("flag %s: %w", name, err)
+		}
+	}
+	return config.NewFromFlags(fs)
+}
+
+// emptyNetns makes a network namespace with nothing in it. It lasts as long as the file or a process in it.
+func emptyNetns() (*os.File, error) {
+	type result struct {
+		file *os.File
+		err  error
+	}
+	made := make(chan result)
+	go func() {
+		// Never unlocked: the thread, which now is elsewhere, ends with this goroutine.
+		goruntime.LockOSThread()
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			made <- result{err: explain(fmt.Errorf("making a network namespace: %w", err))}
+			return
+		}
+		f, err := os.Open("/proc/thread-self/ns/net")
+		made <- result{f, err}
+	}()
+	r := <-made
+	return r.file, r.err
+}
+
+// runtime is what gVisor keeps in variables of the process, so it is shared by all open Engines.
+var runtime struct {
+	sync.Mutex
+	users               int
+	stdin, out, errFile *os.File // the real streams
+	null                *os.File
+	exe                 string
+}
+
+// acquireRuntime points gVisor's process-wide variables at what Engines need; each call is paired with releaseRuntime.
+func acquireRuntime(exe string, logger *slog.Logger) error {
+	if exe == "" {
+		exe = "/proc/self/exe"
+	}
+	runtime.Lock()
+	defer runtime.Unlock()
+	if runtime.users > 0 {
+		if exe != runtime.exe {
+			return fmt.Errorf("%w: two local engines with different runtimes in one process", sandbox.ErrUnsupported)
+		}
+		runtime.users++
+		return nil
+	}
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("opening the local engine: %w", err)
+	}
+	runtime.stdin, runtime.out, runtime.errFile, runtime.null, runtime.exe = os.Stdin, os.Stdout, os.Stderr, null, exe
+	os.Stdin, os.Stdout, os.Stderr = null, null, null
+	specutils.ExePath = exe
+	log.SetTarget(&log.GoogleEmitter{Writer: &log.Writer{Next: &logWriter{log: logger}}})
+	log.SetLevel(log.Warning)
+	runtime.users = 1
+	return nil
+}
+
+func releaseRuntime() {
+	runtime.Lock()
+	defer runtime.Unlock()
+	if runtime.users--; runtime.users > 0 {
+		return
+	}
+	os.Stdin, os.Stdout, os.Stderr = runtime.stdin, runtime.out, runtime.errFile
+	_ = runtime.null.Close() // nothing was written to it
+}
+
+// logWriter takes gVisor's log lines over into ours, for those who debug.
+type logWriter struct{ log *slog.Logger }
+
+func (w *logWriter) Write(b []byte) (int, error) {
+	w.log.Debug("gvisor", "line", strings.TrimSpace(string(b)))
+	return len(b), nil
+}

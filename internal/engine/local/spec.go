@@ -1,0 +1,96 @@
+package local
+
+import (
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/sandlot-dev/sandlot/internal/guest"
+	"github.com/sandlot-dev/sandlot/internal/sandbox"
+)
+
+// Limits inside a sandbox that hold whatever its cgroup does.
+const (
+	maxProcesses = 4096
+	maxFiles     = 1 << 16
+	tmpMiB       = 1024 // of /dev/shm and the like, which are in memory
+)
+
+// oomScore makes the host's kernel take a sandbox before it takes the server or anything else.
+var oomScore = 500
+
+// guestCapabilities are what the guest holds inside the sandbox, in gVisor's kernel: none of them counts on the host. It keeps
+// the ones that container runtimes usually give, plus those to mount and to look after processes; what it starts gets fewer.
+var guestCapabilities = []string{
+	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_SETGID", "CAP_SETUID", "CAP_SETPCAP", "CAP_SETFCAP",
+	"CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_MKNOD", "CAP_AUDIT_WRITE", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_SYS_RESOURCE",
+}
+
+// ociSpec describes a sandbox to gVisor. It holds no secret: gVisor keeps it on disk.
+func (e *Engine) ociSpec(k string, spec sandbox.Spec, volume string, base uint32, root string, mounts []Mount, now time.Time) *specs.Spec {
+	deadline := now.Add(spec.Timeout + deadlineGrace)
+	agent := e.ids.agent()
+	s := &specs.Spec{
+		Version:  "1.0.2",
+		Root:     &specs.Root{Path: root},
+		Hostname: "sandbox",
+		Process: &specs.Process{
+			Args: []string{
+				guest.Program,
+				"--workdir=" + spec.Workdir,
+				fmt.Sprintf("--agent=%d:%d", agent, agent),
+				"--deadline=" + deadline.UTC().Format(time.RFC3339),
+			},
+			Cwd: "/",
+			Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+			Capabilities: &specs.LinuxCapabilities{
+				Bounding: guestCapabilities, Effective: guestCapabilities, Permitted: guestCapabilities,
+			},
+			Rlimits: []specs.POSIXRlimit{
+				{Type: "RLIMIT_NPROC", Soft: maxProcesses, Hard: maxProcesses},
+				{Type: "RLIMIT_NOFILE", Soft: maxFiles, Hard: maxFiles},
+			},
+			OOMScoreAdj:     &oomScore,
+			NoNewPrivileges: true,
+		},
+		Mounts: []specs.Mount{
+			{Destination: "/proc", Type: "proc", Source: "proc"},
+			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs"},
+			{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "nodev", fmt.Sprintf("size=%dm", tmpMiB)}},
+			{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"ro"}},
+		},
+		Linux: &specs.Linux{
+			Namespaces: []specs.LinuxNamespace{
+				{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.MountNamespace},
+				{Type: specs.NetworkNamespace},
+			},
+		},
+		// The writable layer is a file in root, so it costs disk and not memory, and is full before the host's disk is.
+		Annotations: map[string]string{
+			"dev.gvisor.spec.rootfs.source":  root,
+			"dev.gvisor.spec.rootfs.type":    "bind",
+			"dev.gvisor.spec.rootfs.overlay": "self",
+			"dev.gvisor.spec.rootfs.options": fmt.Sprintf("size=%dM", spec.DiskMiB),
+		},
+	}
+	if e.ids.perVolume {
+		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+		mapping := []specs.LinuxIDMapping{{ContainerID: 0, HostID: base, Size: rangeSize}}
+		s.Linux.UIDMappings, s.Linux.GIDMappings = mapping, mapping
+	}
+	for _, m := range append(mounts, e.cfg.Mounts...) {
+		s.Mounts = append(s.Mounts, bind(m.Source, m.Target, "ro"))
+	}
+	s.Mounts = append(s.Mounts,
+		bind(filepath.Dir(e.cfg.Guest), filepath.Dir(guest.Program), "ro"),
+		bind(e.socketDir(k), guest.SocketDir, "rw"),
+		bind(volume, spec.Workdir, "rw"),
+	)
+	return s
+}
+
+func bind(source, target, mode string) specs.Mount {
+	return specs.Mount{Destination: target, Type: "bind", Source: source, Options: []string{"rbind", mode, "nosuid", "nodev"}}
+}
