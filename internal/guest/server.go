@@ -1,0 +1,348 @@
+package guest
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/yamux"
+	"golang.org/x/sys/unix"
+)
+
+// Config says how a Server works. The zero value of a field means what its comment says.
+type Config struct {
+	SocketPath   string    // where Main listens; told to nobody else
+	StateDir     string    // journals; made if need be
+	Workdir      string    // where processes start; absolute
+	AgentUID     int       // of the user processes
+	AgentGID     int       //
+	Deadline     time.Time // when the guest ends itself; zero: when Setup says, or never
+	JournalLimit int64     // bytes of output kept per run; 0 = 64 MiB
+	GatewayAddr  string    // loopback address that leads to the host's gateway; "" = none
+	Version      string
+	Log          *slog.Logger // nil = silence
+
+	// Confine says that this process is the guest and nothing else: it takes in orphans, can't be looked into, and starts
+	// processes from a thread that has given up dangerous capabilities. A guest inside another program leaves it false.
+	Confine bool
+	Grace   time.Duration // between TERM and KILL; 0 = 5 s
+	// GatewayWait is how long a connection to GatewayAddr waits for a host that is away, restarting perhaps; 0 = 60 s.
+	GatewayWait time.Duration
+}
+
+// Server is the guest's end: it starts processes, keeps their output and answers the host. It serves any number of hosts,
+// one after the other or at once; what it runs depends on none of them.
+type Server struct {
+	cfg         Config
+	log         *slog.Logger
+	started     time.Time
+	nursery     *nursery
+	runs        registry
+	tunnel      *tunnel
+	noSetGroups bool
+	handler     http.Handler
+
+	mu       sync.Mutex
+	env      map[string]string
+	ready    bool
+	deadline time.Time
+	stopped  bool // no connection is taken any more
+
+	moved   chan struct{}      // the deadline has changed
+	ctx     context.Context    // done when the server is to stop serving
+	cancel  context.CancelFunc //
+	closing chan struct{}      // closed when Shutdown begins
+	once    sync.Once
+	done    chan struct{}  // closed when Shutdown has ended
+	wg      sync.WaitGroup // connections and the deadline's watch
+}
+
+// NewServer prepares a guest and begins its duties: reaping, the deadline, the port to the gateway. Shutdown ends them. Runs of an
+// earlier guest in the same StateDir are forgotten, for nobody has seen their ends.
+func NewServer(cfg Config) (*Server, error) {
+	if !filepath.IsAbs(cfg.StateDir) || !filepath.IsAbs(cfg.Workdir) {
+		return nil, errors.New("guest: StateDir and Workdir must be absolute paths")
+	}
+	cfg.JournalLimit = cmp.Or(cfg.JournalLimit, 64<<20)
+	cfg.Grace = cmp.Or(cfg.Grace, 5*time.Second)
+	cfg.GatewayWait = cmp.Or(cfg.GatewayWait, time.Minute)
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	s := &Server{
+		cfg:         cfg,
+		log:         cfg.Log,
+		started:     time.Now().UTC(),
+		deadline:    cfg.Deadline,
+		noSetGroups: setGroupsDenied(),
+		moved:       make(chan struct{}, 1),
+		closing:     make(chan struct{}),
+		done:        make(chan struct{}),
+	}
+	runs := filepath.Join(cfg.StateDir, "runs")
+	if err := os.RemoveAll(runs); err != nil {
+		return nil, fmt.Errorf("guest: state: %w", err)
+	}
+	if err := os.MkdirAll(runs, 0o700); err != nil {
+		return nil, fmt.Errorf("guest: state: %w", err)
+	}
+	s.handler = s.routes()
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	if cfg.GatewayAddr != "" {
+		t, err := listenTunnel(s.ctx, cfg.GatewayAddr, cfg.GatewayWait)
+		if err != nil {
+			s.cancel()
+			return nil, fmt.Errorf("guest: gateway: %w", err)
+		}
+		s.tunnel = t
+	}
+	if cfg.Confine {
+		if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+			s.log.Warn("others may look into the guest", "err", err)
+		}
+	}
+	s.nursery = newNursery(cfg.Confine, s.log)
+	s.wg.Go(s.watchDeadline)
+	return s, nil
+}
+
+// GatewayAddr returns the address that leads to the host's gateway, or nil.
+func (s *Server) GatewayAddr() net.Addr {
+	if s.tunnel == nil {
+		return nil
+	}
+	return s.tunnel.ln.Addr()
+}
+
+// Done is closed once Shutdown, or the deadline, has ended the guest.
+func (s *Server) Done() <-chan struct{} { return s.done }
+
+func (s *Server) journalDir(id string) string { return filepath.Join(s.cfg.StateDir, "runs", id) }
+
+// Serve answers hosts that connect to ln, until ctx is done or the guest ends, and closes ln.
+func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.ctx, cancel)()
+	defer context.AfterFunc(ctx, func() { _ = ln.Close() })() // makes Accept fail, which is how it is told
+	defer ln.Close()                                          //nolint:errcheck // nothing was written through it
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for {
+		conn, err := ln.Accept()
+		if err != nil {
+			cancel()
+			if s.ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+				return nil
+			}
+			return fmt.Errorf("guest: accept: %w", err)
+		}
+		wg.Go(func() {
+			if err := s.ServeConn(ctx, conn); err != nil {
+				s.log.Info("host connection ended", "err", err)
+			}
+		})
+	}
+}
+
+// ServeConn answers one host until it goes, ctx is done or the guest ends. It owns conn.
+func (s *Server) ServeConn(ctx context.Context, conn net.Conn) error {
+	if !s.enter() {
+		_ = conn.Close() // nothing was said
+		return nil
+	}
+	defer s.wg.Done()
+	session, err := yamux.Server(conn, muxConfig())
+	if err != nil {
+		_ = conn.Close() // the error says more
+		return fmt.Errorf("guest: %w", err)
+	}
+	work, cancel := context.WithCancel(context.WithoutCancel(ctx)) // of the requests: the last ones may still be finished
+	var handlers sync.WaitGroup
+	srv := &http.Server{
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			handlers.Add(1)
+			defer handlers.Done()
+			s.handler.ServeHTTP(w, r)
+		}),
+		BaseContext:       func(net.Listener) context.Context { return work },
+		ReadHeaderTimeout: time.Minute,
+		ErrorLog:          silent(),
+	}
+	if s.tunnel != nil {
+		s.tunnel.add(session)
+		defer s.tunnel.remove(session)
+	}
+	var end sync.Once
+	hangUp := func() {
+		end.Do(func() {
+			if s.ctx.Err() != nil { // every run has ended: let those who follow one read its end
+				last, stop := context.WithTimeout(work, lastWords)
+				_ = srv.Shutdown(last) // late is late: they are cut off next
+				stop()
+			}
+			cancel()
+			_ = srv.Close()     // the connections are closed with the session
+			_ = session.Close() // always nil
+		})
+	}
+	stopped := context.AfterFunc(ctx, hangUp)
+	ended := context.AfterFunc(s.ctx, hangUp)
+	err = srv.Serve(newStreams(session))
+	stopped()
+	ended()
+	hangUp() // or wait until it has been done
+	handlers.Wait()
+	if s.ctx.Err() != nil || ctx.Err() != nil || errors.Is(err, io.EOF) {
+		return nil
+	}
+	return fmt.Errorf("guest: %w", err)
+}
+
+// lastWords is how long answers under way may take when the guest ends.
+const lastWords = 2 * time.Second
+
+// enter counts the caller among those that Shutdown waits for, unless it has come that far already.
+func (s *Server) enter() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopped {
+		return false
+	}
+	s.wg.Add(1)
+	return true
+}
+
+// Shutdown ends everything: no new runs, TERM to all, after the grace KILL, then the connections and the duties. ctx bounds the
+// waiting, not the killing. Every call returns when it is done.
+func (s *Server) Shutdown(ctx context.Context) {
+	s.once.Do(func() {
+		go s.shutdown(ctx)
+	})
+	<-s.done
+}
+
+func (s *Server) shutdown(ctx context.Context) {
+	defer close(s.done)
+	close(s.closing)
+	all := s.runs.close()
+	var live []*run
+	for _, r := range all {
+		if r.alive() {
+			live = append(live, r)
+		}
+	}
+	s.log.Info("ending", "runs", len(live))
+	s.endRuns(ctx, live)
+	s.mu.Lock()
+	s.stopped = true
+	s.mu.Unlock()
+	s.cancel()
+	s.wg.Wait()
+	if s.tunnel != nil {
+		s.tunnel.wait()
+	}
+	for _, r := range all {
+		if !r.alive() {
+			r.abandon()
+		}
+	}
+	s.nursery.close()
+}
+
+// endRuns sends TERM to everything and KILL to what is left after the grace.
+func (s *Server) endRuns(ctx context.Context, live []*run) {
+	alone := s.cfg.Confine && os.Getpid() == 1
+	known := make([]map[int]process, len(live))
+	for i, r := range live {
+		known[i] = r.terminate()
+	}
+	if alone {
+		_ = unix.Kill(-1, unix.SIGTERM) // also what no run knows any more; ESRCH: there is nobody
+	}
+	grace, cancel := context.WithTimeout(ctx, s.cfg.Grace)
+	defer cancel()
+	for _, r := range live {
+		select {
+		case <-r.child.done:
+		case <-grace.Done():
+		}
+	}
+	for i, r := range live {
+		killFamily(r.child.pid, known[i])
+	}
+	if alone {
+		_ = unix.Kill(-1, unix.SIGKILL) // as above
+	}
+	const most = 10 * time.Second
+	late := time.After(most)
+	for _, r := range live {
+		select {
+		case <-r.ended:
+		case <-late: // it hangs in the kernel; the sandbox's end is its end
+			s.log.Error("a process doesn't die", "run", r.view().ID)
+			return
+		}
+	}
+}
+
+// watchDeadline ends the guest at its deadline. It looks again each minute, for a computer that sleeps or whose clock is set.
+func (s *Server) watchDeadline() {
+	for {
+		s.mu.Lock()
+		deadline := s.deadline
+		s.mu.Unlock()
+		var due <-chan time.Time
+		if !deadline.IsZero() {
+			left := time.Until(deadline)
+			if left <= 0 {
+				s.log.Warn("the deadline has passed", "deadline", deadline)
+				go s.Shutdown(context.Background()) // which waits for this goroutine
+				return
+			}
+			due = time.After(min(left, time.Minute))
+		}
+		select {
+		case <-due:
+		case <-s.moved:
+		case <-s.closing:
+			return
+		}
+	}
+}
+
+// setup takes what the host wants every process to have.
+func (s *Server) setup(in Setup) error {
+	if err := checkEnv(in.Env); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.env, s.ready = in.Env, true
+	if !in.Deadline.IsZero() {
+		s.deadline = in.Deadline
+	}
+	s.mu.Unlock()
+	select {
+	case s.moved <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+func (s *Server) info() Info {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return Info{
+		Version: s.cfg.Version, StartedAt: s.started, Deadline: s.deadline,
+		Workdir: s.cfg.Workdir, AgentUID: s.cfg.AgentUID, Ready: s.ready,
+	}
+}
