@@ -18,30 +18,20 @@ const DemoModel = "sandlot-demo"
 // statusOverloaded is the Messages API's own "try again".
 const statusOverloaded = 529
 
-// DemoConfig tunes the demo model.
-type DemoConfig struct {
-	Pace time.Duration // between two pieces of text; 0 = 10 ms, which looks like typing; negative = none
-	Slow time.Duration // the same for "slow stream"; 0 = 200 ms
-}
-
 // Demo is a stand-in for the model API: a script that speaks the Messages API. It says so wherever it can. What it
 // answers depends on nothing but the request: see script. It keeps no conversation.
 type Demo struct {
-	cfg DemoConfig
+	// Pace is the pause between two pieces of text, and Slow the same for "slow stream"; negative = none. NewDemo sets
+	// both; they may be changed before the first request.
+	Pace, Slow time.Duration
 
 	mu      sync.Mutex
 	refused map[string]bool // guarded by mu: requests that were told "overloaded" once
 }
 
-// NewDemo returns a demo model.
-func NewDemo(cfg DemoConfig) *Demo {
-	if cfg.Pace == 0 {
-		cfg.Pace = 10 * time.Millisecond
-	}
-	if cfg.Slow == 0 {
-		cfg.Slow = 200 * time.Millisecond
-	}
-	return &Demo{cfg: cfg, refused: map[string]bool{}}
+// NewDemo returns a demo model that answers at the speed of fast typing.
+func NewDemo() *Demo {
+	return &Demo{Pace: 10 * time.Millisecond, Slow: 200 * time.Millisecond, refused: map[string]bool{}}
 }
 
 // ServeHTTP speaks the Messages API: messages (streamed or not), token counts and models. It asks for no key.
@@ -94,12 +84,12 @@ func (d *Demo) messages(w http.ResponseWriter, r *http.Request) {
 		writeJSON(w, m.whole())
 		return
 	}
-	pace := d.cfg.Pace
+	pace := d.Pace
 	if rep.fast {
 		pace = -1
 	}
 	if rep.slow {
-		pace = d.cfg.Slow
+		pace = d.Slow
 	}
 	m.stream(r.Context(), w, pace)
 }

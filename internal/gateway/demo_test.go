@@ -94,7 +94,9 @@ func post(t *testing.T, d *gateway.Demo, req obj) (*httptest.ResponseRecorder, r
 }
 
 func fast() *gateway.Demo {
-	return gateway.NewDemo(gateway.DemoConfig{Pace: -1, Slow: -1})
+	d := gateway.NewDemo()
+	d.Pace, d.Slow = -1, -1
+	return d
 }
 
 func TestDemoMainJob(t *testing.T) {
@@ -392,7 +394,7 @@ func TestDemoPace(t *testing.T) {
 		serve := func(onData func(int) error) (time.Duration, int) {
 			s := &sink{header: http.Header{}, onData: onData}
 			start := time.Now()
-			gateway.NewDemo(gateway.DemoConfig{}).ServeHTTP(s, httptest.NewRequestWithContext(ctx, "POST", "/v1/messages",
+			gateway.NewDemo().ServeHTTP(s, httptest.NewRequestWithContext(ctx, "POST", "/v1/messages",
 				strings.NewReader(`{"stream":true,"messages":[{"role":"user","content":"slow stream"}],"tools":[{"name":"Bash"}]}`)))
 			return time.Since(start), s.n
 		}

@@ -377,7 +377,7 @@ func TestWithoutKeyOrDemo(t *testing.T) {
 
 func TestDemoInTheUpstreamsStead(t *testing.T) {
 	t.Parallel()
-	srv, g, _ := through(t, nil, func(c *gateway.Config) { c.Demo = gateway.NewDemo(gateway.DemoConfig{Pace: -1}) })
+	srv, g, _ := through(t, nil, func(c *gateway.Config) { c.Demo = gateway.NewDemo() })
 	if res, _ := do(t, srv, "GET", "/v1/models", "", nil); res.StatusCode != 401 {
 		t.Errorf("without a token: %d", res.StatusCode)
 	}
