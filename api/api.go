@@ -61,7 +61,7 @@ type SandboxList struct {
 
 // Exec is the body of POST /sandbox/{id}/exec.
 type Exec struct {
-	Argv     []string          `json:"argv" minItems:"1" nullable:"false" doc:"The program and its arguments; no shell in between."`
+	Argv     []string          `json:"argv" minItems:"1" doc:"The program and its arguments; no shell in between."`
 	Env      map[string]string `json:"env,omitempty" doc:"Added to the sandbox's environment."`
 	Dir      string            `json:"dir,omitempty" doc:"Working directory. Default: the sandbox's workdir."`
 	User     string            `json:"user,omitempty" enum:"agent,root" doc:"Default: agent."`

@@ -33,7 +33,11 @@ type Client struct {
 // New returns a client of the server at baseURL ("http://127.0.0.1:8080") that shows key, an API key. With no key only
 // the open parts of the API answer, or what a cookie of HTTP's jar allows.
 func New(baseURL, key string) *Client {
-	return &Client{HTTP: &http.Client{}, Backoff: 250 * time.Millisecond, base: strings.TrimRight(baseURL, "/"), key: key}
+	transport := http.DefaultTransport
+	if t, ok := transport.(*http.Transport); ok {
+		transport = t.Clone() // connections of its own, that it can close
+	}
+	return &Client{HTTP: &http.Client{Transport: transport}, Backoff: 250 * time.Millisecond, base: strings.TrimRight(baseURL, "/"), key: key}
 }
 
 // request is what goes out.

@@ -1,0 +1,205 @@
+package server
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/sandlot-dev/sandlot/api"
+	"github.com/sandlot-dev/sandlot/internal/guest"
+	"github.com/sandlot-dev/sandlot/internal/sandbox"
+)
+
+// maxCollected is the most of each of stdout and stderr that exec with wait=true answers with.
+const maxCollected = 10 << 20
+
+const runStream = "Events `start` (the run), `output` (its id is the offset after it), `gap` (output that is no longer there), `exit` (the run) " +
+	"or `error` (a problem); then `data: [DONE]`."
+
+func (s *Server) runRoutes(h huma.API) {
+	tags := []string{"Runs"}
+	add(s, h, strict(huma.Operation{
+		OperationID: "exec", Method: http.MethodPost, Path: "/sandbox/{id}/exec", Tags: tags, Summary: "Run a program",
+		Description: "Streams what it writes; with `wait=true` answers with all of it when it has ended. Leaving does not end it.",
+		Responses:   answers(h, api.Run{}, runStream), MaxBodyBytes: maxPrompt,
+	}), s.exec)
+	add(s, h, strict(huma.Operation{
+		OperationID: "list-runs", Method: http.MethodGet, Path: "/sandbox/{id}/run", Tags: tags, Summary: "List a sandbox's runs, newest first",
+	}), s.listRuns)
+	add(s, h, strict(huma.Operation{
+		OperationID: "get-run", Method: http.MethodGet, Path: "/sandbox/{id}/run/{run}", Tags: tags, Summary: "Look at a run",
+	}), s.getRun)
+	add(s, h, strict(huma.Operation{
+		OperationID: "run-events", Method: http.MethodGet, Path: "/sandbox/{id}/run/{run}/events", Tags: tags, Summary: "Follow a run",
+		Description: "From any offset of its output; goes on until the run ends.", Responses: answers(h, nil, runStream),
+	}), s.runEvents)
+	add(s, h, strict(huma.Operation{
+		OperationID: "signal-run", Method: http.MethodPost, Path: "/sandbox/{id}/run/{run}/signal", Tags: tags, Summary: "Send a signal",
+		Description: "To the run's process and all that it started.",
+	}), s.signalRun)
+}
+
+type execInput struct {
+	SandboxInput
+	Wait bool `query:"wait" default:"false" doc:"Answer when the program has ended, with its output."`
+	Body api.Exec
+}
+
+func (s *Server) exec(ctx context.Context, c *call, in *execInput) (*huma.StreamResponse, error) {
+	run := sandbox.Run{
+		ID: sandbox.NewID(sandbox.PrefixRun), Account: c.account, Sandbox: sandbox.ID(in.ID), Kind: sandbox.RunExec, Argv: in.Body.Argv,
+	}
+	cmd := toCommand(in.Body)
+	cmd.ID = run.ID
+	run, err := s.cfg.Manager.StartRun(ctx, run, cmd, nil)
+	if err != nil {
+		return nil, err
+	}
+	if in.Wait {
+		ended, err := s.collect(ctx, c, run)
+		if err != nil {
+			return nil, err
+		}
+		return answer(c, ended), nil
+	}
+	return s.streaming(c, func(ctx context.Context, out *stream) error { return s.followRun(ctx, out, run, 0) }), nil
+}
+
+// collect waits for a run's end and returns it with its output.
+func (s *Server) collect(ctx context.Context, c *call, run sandbox.Run) (api.Run, error) {
+	ctx, cancel := c.long(ctx)
+	defer cancel()
+	var stdout, stderr []byte
+	truncated := false
+	keep := func(to *[]byte, b []byte) {
+		if room := maxCollected - len(*to); len(b) > room {
+			b, truncated = b[:room], true
+		}
+		*to = append(*to, b...)
+	}
+	for f, err := range s.cfg.Manager.Output(ctx, run, 0) {
+		if errors.Is(err, sandbox.ErrGone) {
+			truncated = true // the sandbox is gone; how the run ended stands in its row
+			break
+		}
+		if err != nil {
+			return api.Run{}, err
+		}
+		switch f.Kind {
+		case guest.Stdout:
+			keep(&stdout, f.Data)
+		case guest.Stderr:
+			keep(&stderr, f.Data)
+		case guest.Gap:
+			truncated = true
+		}
+	}
+	run, err := s.cfg.Manager.WaitRun(ctx, run.Account, run.ID)
+	if err != nil {
+		return api.Run{}, err
+	}
+	out := fromRun(run)
+	out.Stdout, out.Stderr, out.Truncated = text(stdout), text(stderr), truncated
+	return out, nil
+}
+
+// followRun writes a run's output from an offset until its end.
+func (s *Server) followRun(ctx context.Context, out *stream, run sandbox.Run, offset int64) error {
+	if err := out.json("", api.EventStart, fromRun(run)); err != nil {
+		return err
+	}
+	for f, err := range s.cfg.Manager.Output(ctx, run, offset) {
+		if err != nil {
+			return err
+		}
+		switch f.Kind {
+		case guest.Stdout, guest.Stderr:
+			err = out.json(strconv.FormatInt(f.Offset+int64(len(f.Data)), 10), api.EventOutput, fromOutput(f))
+		case guest.Gap:
+			gap := api.Gap{From: offset, To: f.Offset}
+			if len(f.Data) == 8 {
+				gap.From = int64(binary.BigEndian.Uint64(f.Data)) //nolint:gosec // an offset of ours
+			}
+			err = out.json(strconv.FormatInt(f.Offset, 10), api.EventGap, gap)
+		case guest.End:
+			ended, waitErr := s.cfg.Manager.WaitRun(ctx, run.Account, run.ID)
+			if waitErr != nil {
+				return waitErr
+			}
+			return out.json("", api.EventExit, fromRun(ended))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("the output of %s stopped without an end", run.ID)
+}
+
+func (s *Server) listRuns(ctx context.Context, c *call, in *SandboxInput) (*body[api.RunList], error) {
+	if _, err := s.cfg.Manager.Sandbox(ctx, c.account, sandbox.ID(in.ID)); err != nil {
+		return nil, err
+	}
+	runs, err := s.cfg.Manager.Runs(ctx, c.account, sandbox.ID(in.ID))
+	if err != nil {
+		return nil, err
+	}
+	return &body[api.RunList]{api.RunList{Runs: each(runs, fromRun)}}, nil
+}
+
+// RunInput names a run of a sandbox.
+type RunInput struct {
+	SandboxInput
+	Run string `path:"run" doc:"The run." example:"run_01JD8M4Q2ZK3T5V7W9X1Y3Z5A7"`
+}
+
+// run returns the run that in names.
+func (s *Server) run(ctx context.Context, c *call, in *RunInput) (sandbox.Run, error) {
+	run, err := s.cfg.Manager.Run(ctx, c.account, in.Run)
+	if err == nil && string(run.Sandbox) != in.ID {
+		err = fmt.Errorf("%w: %s is a run of another sandbox", sandbox.ErrNotFound, in.Run)
+	}
+	return run, err
+}
+
+func (s *Server) getRun(ctx context.Context, c *call, in *RunInput) (*body[api.Run], error) {
+	run, err := s.run(ctx, c, in)
+	if err != nil {
+		return nil, err
+	}
+	return &body[api.Run]{fromRun(run)}, nil
+}
+
+type runEventsInput struct {
+	RunInput
+	ResumeInput
+}
+
+func (s *Server) runEvents(ctx context.Context, c *call, in *runEventsInput) (*huma.StreamResponse, error) {
+	after, err := in.after()
+	if err != nil {
+		return nil, err
+	}
+	run, err := s.run(ctx, c, &in.RunInput)
+	if err != nil {
+		return nil, err
+	}
+	return s.streaming(c, func(ctx context.Context, out *stream) error { return s.followRun(ctx, out, run, after) }), nil
+}
+
+type signalInput struct {
+	RunInput
+	Body api.Signal
+}
+
+func (s *Server) signalRun(ctx context.Context, c *call, in *signalInput) (*struct{}, error) {
+	run, err := s.run(ctx, c, &in.RunInput)
+	if err != nil {
+		return nil, err
+	}
+	return nil, s.cfg.Manager.Signal(ctx, c.account, run.ID, in.Body.Signal)
+}

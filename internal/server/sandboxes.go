@@ -1,0 +1,185 @@
+package server
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/sandlot-dev/sandlot/api"
+	"github.com/sandlot-dev/sandlot/internal/sandbox"
+	"github.com/sandlot-dev/sandlot/internal/store"
+)
+
+func (s *Server) sandboxRoutes(h huma.API) {
+	tags := []string{"Sandboxes"}
+	add(s, h, strict(huma.Operation{
+		OperationID: "create-sandbox", Method: http.MethodPost, Path: "/sandbox", Tags: tags, Summary: "Make a sandbox",
+		Description: "Answers when it runs; with `wait=false` as soon as it is accepted. With no body at all it gets the defaults.",
+	}), s.createSandbox)
+	add(s, h, huma.Operation{
+		OperationID: "list-sandboxes", Method: http.MethodGet, Path: "/sandbox", Tags: tags, Summary: "List sandboxes, newest first",
+		Description: "Filter by `state` (may be repeated) and by labels: `label.KEY=VALUE`.",
+	}, s.listSandboxes)
+	add(s, h, strict(huma.Operation{
+		OperationID: "get-sandbox", Method: http.MethodGet, Path: "/sandbox/{id}", Tags: tags, Summary: "Look at a sandbox",
+	}), s.getSandbox)
+	add(s, h, strict(huma.Operation{
+		OperationID: "terminate-sandbox", Method: http.MethodDelete, Path: "/sandbox/{id}", Tags: tags, Summary: "End a sandbox",
+		Description: "Its processes are asked to stop, then killed. Answers when nothing is left of it but its volume.",
+	}), s.terminateSandbox)
+}
+
+type createInput struct {
+	Wait bool `query:"wait" default:"true" doc:"Answer only when the sandbox runs."`
+	Body *api.CreateSandbox
+}
+
+func (s *Server) createSandbox(ctx context.Context, c *call, in *createInput) (*body[api.Sandbox], error) {
+	var want api.CreateSandbox
+	if in.Body != nil {
+		want = *in.Body
+	}
+	sb, err := s.cfg.Manager.Create(ctx, toRequest(c.account, want))
+	if err == nil && in.Wait {
+		ctx, cancel := c.long(ctx)
+		defer cancel()
+		sb, err = s.cfg.Manager.WaitReady(ctx, c.account, sb.ID)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &body[api.Sandbox]{fromSandbox(sb)}, nil
+}
+
+type listInput struct {
+	State  []string `query:"state,explode" doc:"Only those in this state; may be repeated."`
+	Limit  int      `query:"limit" minimum:"1" maximum:"500" default:"100"`
+	Cursor string   `query:"cursor" maxLength:"200" doc:"next_cursor of the page before."`
+}
+
+func (s *Server) listSandboxes(ctx context.Context, c *call, in *listInput) (*body[api.SandboxList], error) {
+	filter := store.Filter{Account: c.account, Limit: in.Limit, Cursor: in.Cursor}
+	for _, state := range in.State {
+		filter.States = append(filter.States, sandbox.State(state))
+		switch sandbox.State(state) {
+		case sandbox.Creating, sandbox.Running, sandbox.Stopping, sandbox.Terminated, sandbox.Error:
+		default:
+			return nil, sandbox.Invalid("state", "there is no state %q; the states are creating, running, stopping, terminated and error", state)
+		}
+	}
+	var err error
+	if filter.Labels, err = labels(c.r.URL.Query()); err != nil {
+		return nil, err
+	}
+	all, next, err := s.cfg.Manager.Sandboxes(ctx, filter)
+	if err != nil {
+		return nil, err
+	}
+	return &body[api.SandboxList]{api.SandboxList{Sandboxes: each(all, fromSandbox), NextCursor: next}}, nil
+}
+
+// labels reads the parameters label.KEY and refuses those that the list doesn't know: a typo would list too much.
+func labels(query url.Values) (map[string]string, error) {
+	var out map[string]string
+	for name, values := range query {
+		switch name {
+		case "state", "limit", "cursor":
+			continue
+		}
+		key, ok := strings.CutPrefix(name, "label.")
+		if !ok || key == "" {
+			return nil, sandbox.Invalid("query."+name, "unknown query parameter")
+		}
+		if len(values) > 1 {
+			return nil, sandbox.Invalid("query."+name, "given more than once; a label has one value")
+		}
+		if out == nil {
+			out = map[string]string{}
+		}
+		out[key] = values[0]
+	}
+	return out, nil
+}
+
+// SandboxInput names a sandbox.
+type SandboxInput struct {
+	ID string `path:"id" doc:"The sandbox." example:"sbx_01JD8M4Q2ZK3T5V7W9X1Y3Z5A7"`
+}
+
+func (s *Server) getSandbox(ctx context.Context, c *call, in *SandboxInput) (*body[api.Sandbox], error) {
+	sb, err := s.cfg.Manager.Sandbox(ctx, c.account, sandbox.ID(in.ID))
+	if err != nil {
+		return nil, err
+	}
+	return &body[api.Sandbox]{fromSandbox(sb)}, nil
+}
+
+func (s *Server) terminateSandbox(ctx context.Context, c *call, in *SandboxInput) (*body[api.Sandbox], error) {
+	ctx, cancel := c.long(ctx)
+	defer cancel()
+	sb, err := s.cfg.Manager.Terminate(ctx, c.account, sandbox.ID(in.ID), "ended on request")
+	if err != nil {
+		return nil, err
+	}
+	return &body[api.Sandbox]{fromSandbox(sb)}, nil
+}
+
+type eventsInput struct {
+	ResumeInput
+	Sandbox string `query:"sandbox" doc:"Only what happened to this sandbox."`
+	Limit   int    `query:"limit" minimum:"1" maximum:"500" default:"100" doc:"Of the list; a stream has no end."`
+}
+
+// listEvents answers GET /event: a list, or a stream that goes on.
+func (s *Server) listEvents(ctx context.Context, c *call, in *eventsInput) (*huma.StreamResponse, error) {
+	after, err := in.after()
+	if err != nil {
+		return nil, err
+	}
+	id := sandbox.ID(in.Sandbox)
+	if id != "" {
+		if _, err := s.cfg.Manager.Sandbox(ctx, c.account, id); err != nil {
+			return nil, err
+		}
+	}
+	if wantsEvents(c.r) {
+		return s.streaming(c, func(ctx context.Context, out *stream) error {
+			return s.followEvents(ctx, out, c.account, id, after)
+		}), nil
+	}
+	list, err := s.cfg.Store.Events(ctx, c.account, id, after, in.Limit)
+	if err != nil {
+		return nil, err
+	}
+	return answer(c, api.EventList{Events: each(list, fromEvent), More: len(list) == in.Limit}), nil
+}
+
+// followEvents writes events as they come until ctx ends.
+func (s *Server) followEvents(ctx context.Context, out *stream, account string, id sandbox.ID, after int64) error {
+	const page = 500
+	wake := s.cfg.Store.Watch(ctx)
+	for {
+		list, err := s.cfg.Store.Events(ctx, account, id, after, page)
+		if err != nil {
+			return err
+		}
+		for _, e := range list {
+			after = e.Seq
+			if err := out.json(strconv.FormatInt(e.Seq, 10), e.Kind, fromEvent(e)); err != nil {
+				return err
+			}
+		}
+		if len(list) == page {
+			continue
+		}
+		select {
+		case <-wake:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
