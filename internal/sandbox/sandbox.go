@@ -11,6 +11,7 @@ type Sandbox struct {
 	Name    string // for people; not unique
 	State   State
 	Reason  string // why it is in State, for people; "" while all is well
+	Fault   bool   // Reason is a fault: Stopping leads to Error, not to Terminated
 	Spec    Spec
 	Engine  string
 	Run     string // names one incarnation; work decided on an old incarnation can't land on a new one
@@ -50,6 +51,15 @@ const NetworkNone NetworkMode = "none"
 type Volume struct {
 	ID   string `json:"id"`
 	Name string `json:"name"`
+}
+
+// Filter says which sandboxes to list. Its zero value means all of every account.
+type Filter struct {
+	Account string
+	States  []State           // any of these; none means all
+	Labels  map[string]string // all of these
+	Limit   int               // the most to list; 0, or more than the store gives at once, means as many as that
+	Cursor  string            // what the page before gave as next
 }
 
 // Event is something that happened to a sandbox, for people and for streams.

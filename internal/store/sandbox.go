@@ -24,19 +24,20 @@ func (s *Store) EnsureVolume(ctx context.Context, account, name string) (v sandb
 	return v, err
 }
 
-const sandboxColumns = `id, account, name, state, reason, spec, engine, run, handle, version, created_at, started_at, ended_at, expires_at`
+const sandboxColumns = `id, account, name, state, reason, fault, spec, engine, run, handle, version, created_at, started_at, ended_at, expires_at`
 
 func scanSandbox(row scanner) (sandbox.Sandbox, error) {
 	var sb sandbox.Sandbox
 	var spec string
-	var created, started, ended, expires int64
-	if err := row.Scan(&sb.ID, &sb.Account, &sb.Name, &sb.State, &sb.Reason, &spec, &sb.Engine, &sb.Run, &sb.Handle, &sb.Version,
+	var fault, created, started, ended, expires int64
+	if err := row.Scan(&sb.ID, &sb.Account, &sb.Name, &sb.State, &sb.Reason, &fault, &spec, &sb.Engine, &sb.Run, &sb.Handle, &sb.Version,
 		&created, &started, &ended, &expires); err != nil {
 		return sb, err
 	}
 	if err := json.Unmarshal([]byte(spec), &sb.Spec); err != nil {
 		return sb, fmt.Errorf("the spec of %s: %w", sb.ID, err)
 	}
+	sb.Fault = fault != 0
 	sb.CreatedAt, sb.StartedAt, sb.EndedAt, sb.ExpiresAt = fromMicros(created), fromMicros(started), fromMicros(ended), fromMicros(expires)
 	return sb, nil
 }
@@ -55,8 +56,8 @@ func (s *Store) Admit(ctx context.Context, sb sandbox.Sandbox) error {
 			sb.CreatedAt = tx.now
 		}
 		if _, err := tx.ExecContext(ctx, `INSERT INTO sandboxes (`+sandboxColumns+`)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)`,
-			string(sb.ID), sb.Account, sb.Name, string(sb.State), sb.Reason, string(spec), sb.Engine, sb.Run, sb.Handle, 1,
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)`,
+			string(sb.ID), sb.Account, sb.Name, string(sb.State), sb.Reason, bit(sb.Fault), string(spec), sb.Engine, sb.Run, sb.Handle, 1,
 			micros(sb.CreatedAt), 0, 0, micros(sb.ExpiresAt)); err != nil {
 			return err
 		}
@@ -66,13 +67,13 @@ func (s *Store) Admit(ctx context.Context, sb sandbox.Sandbox) error {
 				return err
 			}
 		}
-		_, err := tx.addEvent(ctx, sandbox.Event{Account: sb.Account, Sandbox: sb.ID, Kind: "accepted", Text: "The sandbox is recorded; making it."})
+		_, err := tx.addEvent(ctx, sandbox.Event{Account: sb.Account, Sandbox: sb.ID, Kind: "accepted", Text: "The request is accepted."})
 		return err
 	})
 }
 
 // Transition moves one sandbox to state to and appends the event that tells of it, with Reason as its text. change, which
-// may be nil, sets what else is new of Name, Reason, Handle and ExpiresAt; the rest is not its to change. run must be the
+// may be nil, sets what else is new of Name, Reason, Fault, Handle and ExpiresAt; the rest is not its to change. run must be the
 // sandbox's, else the error is ErrConflict: what was decided on one incarnation must not land on another. A move that the
 // table doesn't allow is ErrState; the sandbox as it is stored is returned then too.
 func (s *Store) Transition(ctx context.Context, id sandbox.ID, run string, to sandbox.State, change func(*sandbox.Sandbox)) (sandbox.Sandbox, error) {
@@ -102,15 +103,15 @@ func (s *Store) changeSandbox(ctx context.Context, id sandbox.ID, run string, ch
 			}
 		}
 		sb := changed(stored, change, to, tx.now)
-		res, err := tx.ExecContext(ctx, `UPDATE sandboxes SET name = $1, state = $2, reason = $3, handle = $4, version = $5,
-			started_at = $6, ended_at = $7, expires_at = $8 WHERE id = $9 AND version = $10`,
-			sb.Name, string(sb.State), sb.Reason, sb.Handle, sb.Version, micros(sb.StartedAt), micros(sb.EndedAt), micros(sb.ExpiresAt),
+		res, err := tx.ExecContext(ctx, `UPDATE sandboxes SET name = $1, state = $2, reason = $3, fault = $4, handle = $5, version = $6,
+			started_at = $7, ended_at = $8, expires_at = $9 WHERE id = $10 AND version = $11`,
+			sb.Name, string(sb.State), sb.Reason, bit(sb.Fault), sb.Handle, sb.Version, micros(sb.StartedAt), micros(sb.EndedAt), micros(sb.ExpiresAt),
 			string(id), stored.Version)
 		if err := one(res, err, "it was changed at the same time"); err != nil {
 			return err
 		}
 		if to != "" {
-			if _, err := tx.addEvent(ctx, sandbox.Event{Account: sb.Account, Sandbox: sb.ID, Kind: string(to), Text: transitionText(sb)}); err != nil {
+			if _, err := tx.addEvent(ctx, sandbox.Event{Account: sb.Account, Sandbox: sb.ID, Kind: string(to), Text: transitionText(sb, tx.now)}); err != nil {
 				return err
 			}
 		}
@@ -127,7 +128,7 @@ func changed(stored sandbox.Sandbox, change func(*sandbox.Sandbox), to sandbox.S
 		change(&wish)
 	}
 	sb := stored
-	sb.Name, sb.Reason, sb.Handle, sb.ExpiresAt = wish.Name, wish.Reason, wish.Handle, wish.ExpiresAt
+	sb.Name, sb.Reason, sb.Fault, sb.Handle, sb.ExpiresAt = wish.Name, wish.Reason, wish.Fault, wish.Handle, wish.ExpiresAt
 	sb.Version++
 	if to == "" {
 		return sb
@@ -142,20 +143,18 @@ func changed(stored sandbox.Sandbox, change func(*sandbox.Sandbox), to sandbox.S
 	return sb
 }
 
-// transitionText is what an event says when the sandbox gives no reason.
-func transitionText(sb sandbox.Sandbox) string {
+// transitionText is what an event says: the reason, if there is one.
+func transitionText(sb sandbox.Sandbox, now time.Time) string {
 	if sb.Reason != "" {
 		return sb.Reason
 	}
 	switch sb.State {
 	case sandbox.Running:
-		return "The sandbox is running."
+		return fmt.Sprintf("The sandbox is running, %v after it was asked for.", now.Sub(sb.CreatedAt).Round(time.Millisecond))
 	case sandbox.Stopping:
 		return "The sandbox is being stopped."
-	case sandbox.Terminated:
-		return "The sandbox has ended; nothing of it is left but its volume."
 	default:
-		return "The sandbox is " + string(sb.State) + "."
+		return "The sandbox has ended; nothing of it is left but its volume."
 	}
 }
 
@@ -166,14 +165,8 @@ func (s *Store) Sandbox(ctx context.Context, account string, id sandbox.ID) (san
 	return sb, s.fail("read a sandbox", missing(err, "sandbox", string(id)))
 }
 
-// Filter says which sandboxes to list. Its zero value means all of every account.
-type Filter struct {
-	Account string
-	States  []sandbox.State   // any of these; none means all
-	Labels  map[string]string // all of these
-	Limit   int               // at most MaxPage, which is also the default
-	Cursor  string            // what the page before gave as next
-}
+// Filter says which sandboxes to list.
+type Filter = sandbox.Filter
 
 // MaxPage is the most that one call lists.
 const MaxPage = 500

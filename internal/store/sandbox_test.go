@@ -90,7 +90,7 @@ func TestTransitionTable(t *testing.T) {
 			before := reach(t, s, acc, from)
 			events := len(must[[]sandbox.Event](t)(s.Events(t.Context(), acc, before.ID, 0, 0)))
 			got, err := s.Transition(t.Context(), before.ID, before.Run, to, func(sb *sandbox.Sandbox) {
-				sb.Reason, sb.Handle = "because", []byte{1, 0, 2}
+				sb.Reason, sb.Fault, sb.Handle = "because", true, []byte{1, 0, 2}
 				sb.ID, sb.Account, sb.Run, sb.State = "sbx_other", "other", "9", "nonsense" // can't be changed
 			})
 			stored := must[sandbox.Sandbox](t)(s.Sandbox(t.Context(), acc, before.ID))
@@ -108,7 +108,7 @@ func TestTransitionTable(t *testing.T) {
 			if err != nil {
 				t.Errorf("%s to %s: %v", from, to, err)
 			}
-			if stored.State != to || stored.Version != before.Version+1 || stored.Reason != "because" || string(stored.Handle) != "\x01\x00\x02" {
+			if stored.State != to || stored.Version != before.Version+1 || stored.Reason != "because" || !stored.Fault || string(stored.Handle) != "\x01\x00\x02" {
 				t.Errorf("%s to %s: %+v", from, to, stored)
 			}
 			if last := evs[len(evs)-1]; len(evs) != events+1 || last.Kind != string(to) || last.Text != "because" {

@@ -211,6 +211,14 @@ func fromMicros(us int64) time.Time {
 	return time.UnixMicro(us).UTC()
 }
 
+// bit is b as it is stored.
+func bit(b bool) int64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
 // limited gives a limit that was not set, or is absurd, a sane value.
 func limited(limit, most int) int {
 	if limit <= 0 || limit > most {

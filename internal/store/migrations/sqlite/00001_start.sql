@@ -48,6 +48,7 @@ CREATE TABLE sandboxes (
 	name       TEXT NOT NULL,
 	state      TEXT NOT NULL,
 	reason     TEXT NOT NULL,
+	fault      BIGINT NOT NULL, -- 0 or 1
 	spec       TEXT NOT NULL,
 	engine     TEXT NOT NULL,
 	run        TEXT NOT NULL,
