@@ -6,12 +6,15 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"github.com/danielgtaylor/huma/v2"
 )
 
 // call is what the server knows of one request while it is under way. It travels in the request's context.
 type call struct {
-	id    string // the request ID
-	route string // the pattern that matched; "" = none
+	id    string          // the request ID
+	route string          // the pattern that matched; "" = none
+	op    *huma.Operation // nil on routes outside of huma
 	w     *writer
 	r     *http.Request
 	stop  <-chan struct{} // closed when the server shuts down
@@ -40,6 +43,9 @@ func (c *call) fail(p *problem) {
 		cause := p.cause
 		*p = *problemOf(errStopping)
 		p.cause = cause
+	}
+	if c.op != nil {
+		p.locate(c.op.Parameters)
 	}
 	p.RequestID = c.id
 	c.mu.Lock()

@@ -142,25 +142,19 @@ func hookHuma() {
 		}
 		huma.NewErrorWithContext = func(ctx huma.Context, status int, msg string, errs ...error) huma.StatusError {
 			p := humaProblem(status, msg, errs)
-			for i, e := range p.Errors {
-				p.Errors[i].Location = locate(ctx.Operation(), e.Location)
-			}
 			callOf(ctx.Context()).fail(p)
 			return p
 		}
 	})
 }
 
-// humaProblem translates what huma found, or a handler's error that it passes on.
+// humaProblem translates what huma found.
 func humaProblem(status int, msg string, errs []error) *problem {
 	switch status {
 	case 0: // asked for the type's sake only
 		return &problem{}
 	case http.StatusInternalServerError:
-		if len(errs) > 0 {
-			return problemOf(errs[0])
-		}
-		return problemOf(errors.New(msg))
+		return problemOf(errors.Join(append(errs, errors.New(msg))...))
 	case http.StatusRequestEntityTooLarge:
 		return refuse(status, "too_large", "%s", sentence(msg))
 	case http.StatusRequestTimeout:
@@ -205,19 +199,22 @@ func missing(message string) (string, bool) {
 	return strings.CutSuffix(rest, " to be present")
 }
 
-// locate says in which part of a request a field of the domain stands: a parameter that op has, else the body.
-func locate(op *huma.Operation, field string) string {
-	part, _, _ := strings.Cut(field, ".")
-	switch part {
-	case "body", "query", "path", "header":
-		return field
-	}
-	for _, p := range op.Parameters {
-		if p.Name == part {
-			return p.In + "." + field
+// locate says of each field of the domain in which part of a request it stands: one of the parameters, else the body.
+func (p *problem) locate(params []*huma.Param) {
+	for i, e := range p.Errors {
+		part, _, _ := strings.Cut(e.Location, ".")
+		in := "body"
+		switch part {
+		case "body", "query", "path", "header":
+			continue
 		}
+		for _, param := range params {
+			if param.Name == part {
+				in = param.In
+			}
+		}
+		p.Errors[i].Location = in + "." + e.Location
 	}
-	return "body." + field
 }
 
 // writeProblem answers with p outside of huma.

@@ -63,6 +63,10 @@ func (s *Server) routes() error {
 		Formats:       map[string]huma.Format{"application/json": format, "json": format},
 		DefaultFormat: "application/json",
 	})
+	h.UseMiddleware(func(ctx huma.Context, next func(huma.Context)) {
+		callOf(ctx.Context()).op = ctx.Operation()
+		next(ctx)
+	})
 
 	s.sandboxRoutes(h)
 	s.runRoutes(h)
@@ -122,7 +126,13 @@ func add[I, O any](s *Server, h huma.API, op huma.Operation, do handler[I, O]) {
 		c := callOf(ctx)
 		// The body has been read. A deadline that passed later would end the request.
 		_ = c.w.control.SetReadDeadline(time.Time{}) // not supported = none was set
-		return do(ctx, c, in)
+		out, err := do(ctx, c, in)
+		if err != nil {
+			p := problemOf(err)
+			c.fail(p)
+			return nil, p
+		}
+		return out, nil
 	})
 }
 

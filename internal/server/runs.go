@@ -46,7 +46,7 @@ func (s *Server) runRoutes(h huma.API) {
 
 type execInput struct {
 	SandboxInput
-	Wait bool `query:"wait" default:"false" doc:"Answer when the program has ended, with its output."`
+	Wait string `query:"wait" enum:"true,false" default:"false" doc:"Answer when the program has ended, with its output."`
 	Body api.Exec
 }
 
@@ -60,7 +60,7 @@ func (s *Server) exec(ctx context.Context, c *call, in *execInput) (*huma.Stream
 	if err != nil {
 		return nil, err
 	}
-	if in.Wait {
+	if in.Wait == "true" {
 		ended, err := s.collect(ctx, c, run)
 		if err != nil {
 			return nil, err

@@ -34,7 +34,7 @@ func (s *Server) sandboxRoutes(h huma.API) {
 }
 
 type createInput struct {
-	Wait bool `query:"wait" default:"true" doc:"Answer only when the sandbox runs."`
+	Wait string `query:"wait" enum:"true,false" default:"true" doc:"Answer only when the sandbox runs."`
 	Body *api.CreateSandbox
 }
 
@@ -44,7 +44,7 @@ func (s *Server) createSandbox(ctx context.Context, c *call, in *createInput) (*
 		want = *in.Body
 	}
 	sb, err := s.cfg.Manager.Create(ctx, toRequest(c.account, want))
-	if err == nil && in.Wait {
+	if err == nil && in.Wait != "false" {
 		ctx, cancel := c.long(ctx)
 		defer cancel()
 		sb, err = s.cfg.Manager.WaitReady(ctx, c.account, sb.ID)

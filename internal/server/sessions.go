@@ -114,8 +114,8 @@ func (s *Server) getSession(ctx context.Context, c *call, in *SessionInput) (*bo
 type sessionEventsInput struct {
 	SessionInput
 	ResumeInput
-	Follow bool `query:"follow" doc:"Stream, as Accept: text/event-stream does."`
-	Limit  int  `query:"limit" minimum:"1" maximum:"10000" default:"1000" doc:"Of the list; a stream has no end."`
+	Follow string `query:"follow" enum:"true,false" default:"false" doc:"Stream, as Accept: text/event-stream does."`
+	Limit  int    `query:"limit" minimum:"1" maximum:"10000" default:"1000" doc:"Of the list; a stream has no end."`
 }
 
 func (s *Server) sessionEvents(ctx context.Context, c *call, in *sessionEventsInput) (*huma.StreamResponse, error) {
@@ -126,7 +126,7 @@ func (s *Server) sessionEvents(ctx context.Context, c *call, in *sessionEventsIn
 	if _, _, err := s.cfg.Sessions.Session(ctx, c.account, in.ID); err != nil {
 		return nil, err
 	}
-	if in.Follow || wantsEvents(c.r) {
+	if in.Follow == "true" || wantsEvents(c.r) {
 		return s.streaming(c, func(ctx context.Context, out *stream) error {
 			for e, err := range s.cfg.Sessions.Events(ctx, c.account, in.ID, after, true) {
 				if err != nil {
