@@ -142,13 +142,15 @@ type bundle struct {
 func (e *Engine) makeBundle(k string, spec sandbox.Spec, volume string, base uint32) (bundle, error) {
 	dir := e.sandboxDir(k)
 	b := bundle{dir: filepath.Join(dir, "bundle")}
-	for _, d := range []string{dir, b.dir, e.socketDir(k)} {
+	for _, d := range []string{dir, b.dir} {
 		if err := os.Mkdir(d, 0o711); err != nil {
 			return bundle{}, err
 		}
 	}
-	if err := errors.Join(os.Lchown(e.socketDir(k), int(base), int(base)), os.Chmod(e.socketDir(k), 0o700)); err != nil {
-		return bundle{}, err
+	for _, d := range []string{e.socketDir(k), e.stateDir(k)} { // of root inside
+		if err := errors.Join(os.Mkdir(d, 0o700), os.Lchown(d, int(base), int(base))); err != nil {
+			return bundle{}, err
+		}
 	}
 	root := filepath.Join(b.dir, "root")
 	mounts, err := makeRoot(filepath.Join(e.cfg.Dir, "host"), root)

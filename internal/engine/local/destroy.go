@@ -82,6 +82,9 @@ func (e *Engine) List(ctx context.Context) iter.Seq2[engine.Listed, error] {
 }
 
 func (e *Engine) find(ctx context.Context) (map[string]engine.Listed, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
 	found := map[string]engine.Listed{}
 	add := func(k string, since time.Time, problem string) {
 		if _, ok := found[k]; ok {

@@ -4,7 +4,7 @@
 //
 // On disk, under Config.Dir:
 //
-//	sandboxes/KEY/      one run: bundle/ (config.json, root/), socket/ (shared with its guest); KEY is Ref.ID-Ref.Run
+//	sandboxes/KEY/      one run: bundle/ (config.json, root/), socket/ and state/ (shared with its guest); KEY is Ref.ID-Ref.Run
 //	volumes/VOL/        one volume; its owner tells which range of uids its sandboxes have
 //	host/               what image "host" needs of /etc
 //	runsc/              gVisor's own state files and control sockets
@@ -159,6 +159,7 @@ func parseKey(k string) (engine.Ref, bool) {
 
 func (e *Engine) sandboxDir(k string) string { return filepath.Join(e.cfg.Dir, "sandboxes", k) }
 func (e *Engine) socketDir(k string) string  { return filepath.Join(e.sandboxDir(k), "socket") }
+func (e *Engine) stateDir(k string) string   { return filepath.Join(e.sandboxDir(k), "state") }
 
 // hold waits until nobody else works on the run and returns its entry and the function that lets go of it.
 func (e *Engine) hold(ctx context.Context, k string) (*entry, func(), error) {
@@ -195,6 +196,9 @@ func (e *Engine) Inspect(ctx context.Context, ref engine.Ref) (engine.Status, er
 	if err != nil {
 		return engine.Status{}, err
 	}
+	if err := ctx.Err(); err != nil {
+		return engine.Status{}, fmt.Errorf("inspecting %s: %w", k, err)
+	}
 	if e.creating(k) {
 		return engine.Status{Phase: engine.PhaseStarting}, nil
 	}
@@ -208,6 +212,10 @@ func (e *Engine) Inspect(ctx context.Context, ref engine.Ref) (engine.Status, er
 	alive := procs.of(k)
 	switch {
 	case !alive.has(roleSentry):
+		if conn, err := dialGuest(ctx, e.socketDir(k)); err == nil {
+			_ = conn.Close() // nothing was sent
+			return engine.Status{Phase: engine.PhaseStarting, Reason: "gVisor's process is ending"}, nil
+		}
 		return engine.Status{Phase: engine.PhaseGone, Reason: "gVisor's process has ended"}, nil
 	case !alive.has(roleGofer):
 		// Without its gofer a sandbox has neither volume nor socket: nobody can use it any more.
@@ -242,7 +250,7 @@ func (e *Engine) Dial(ctx context.Context, ref engine.Ref) (net.Conn, error) {
 		return nil, fmt.Errorf("dialing the guest of %s: %w", k, ctx.Err())
 	}
 	class := sandbox.ErrUnavailable
-	if _, statErr := os.Lstat(e.sandboxDir(k)); errors.Is(statErr, os.ErrNotExist) {
+	if procs, procsErr := runtimeProcesses(e.conf.RootDir); procsErr == nil && !e.creating(k) && !procs.of(k).has(roleSentry) {
 		class = sandbox.ErrNotFound
 	}
 	return nil, fmt.Errorf("%w: dialing the guest of %s: %w", class, k, err)

@@ -86,6 +86,8 @@ func (e *Engine) ociSpec(k string, spec sandbox.Spec, volume string, base uint32
 	s.Mounts = append(s.Mounts,
 		bind(filepath.Dir(e.cfg.Guest), filepath.Dir(guest.Program), "ro"),
 		bind(e.socketDir(k), guest.SocketDir, "rw"),
+		// Not on the writable layer: a full disk inside must not cost a run its output.
+		bind(e.stateDir(k), guest.StateDir, "rw"),
 		bind(volume, spec.Workdir, "rw"),
 	)
 	return s

@@ -1,0 +1,324 @@
+package local_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/sandlot-dev/sandlot/internal/engine"
+	"github.com/sandlot-dev/sandlot/internal/engine/enginetest"
+	"github.com/sandlot-dev/sandlot/internal/engine/local"
+	"github.com/sandlot-dev/sandlot/internal/guest"
+	"github.com/sandlot-dev/sandlot/internal/sandbox"
+)
+
+// The environment by which a test starts this binary anew as an ordinary user.
+const (
+	guestEnv   = "SANDLOT_TEST_GUEST"   // path of the guest's program
+	runtimeEnv = "SANDLOT_TEST_RUNTIME" // path of a program that becomes gVisor
+	childEnv   = "SANDLOT_LOCAL_TEST_CHILD"
+)
+
+func TestMain(m *testing.M) {
+	local.Main()
+	if err := local.EnterUserNamespace(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+// guestProgram and runtimeProgram return the programs that an engine needs: those that were built before, or fresh builds.
+// The runtime is a program of its own because gVisor's sentry doesn't start in one that has the race detector in it.
+var (
+	guestProgram   = sync.OnceValues(func() (string, error) { return program(guestEnv, "sandlot-guest", "../../../cmd/sandlot-guest") })
+	runtimeProgram = sync.OnceValues(func() (string, error) { return program(runtimeEnv, "runtime", "../../../test/runtime") })
+)
+
+func program(env, name, source string) (string, error) {
+	if path := os.Getenv(env); path != "" {
+		return path, nil
+	}
+	dir, err := os.MkdirTemp("", "sandlot-programs-")
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, name)
+	cmd := exec.Command("go", "build", "-o", path, source)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("building %s: %w: %s", name, err, out)
+	}
+	return path, os.Chmod(dir, 0o755)
+}
+
+// config is that of an engine that works in dir, with the programs copied to where every user can reach them.
+func config(t *testing.T, dir string) local.Config {
+	t.Helper()
+	g, err := guestProgram()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := runtimeProgram()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return local.Config{
+		Dir:     filepath.Join(dir, "local"),
+		Guest:   copyFile(t, g, filepath.Join(dir, "guest", filepath.Base(guest.Program))),
+		Runtime: copyFile(t, r, filepath.Join(dir, "runtime")),
+	}
+}
+
+func copyFile(t *testing.T, from, to string) string {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(to, data, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return to
+}
+
+func spec() sandbox.Spec {
+	return sandbox.Spec{
+		Image: sandbox.HostImage, Volume: sandbox.Volume{ID: sandbox.NewID(sandbox.PrefixVolume), Name: "test"}, Workdir: "/workspace",
+		DiskMiB: 256, Timeout: time.Hour, Network: sandbox.NetworkNone,
+	}
+}
+
+func open(t *testing.T, cfg local.Config) *local.Engine {
+	t.Helper()
+	cfg.Log = slog.New(slog.DiscardHandler)
+	e, err := local.Open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+// workDir is a directory for an engine, below which also other users can reach.
+func workDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "sandlot-local-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// TestContract runs the engine's contract on real gVisor, as whoever runs the tests, and counts what is left behind.
+func TestContract(t *testing.T) {
+	before := traces(t)
+	dir := workDir(t)
+	cfg := config(t, dir)
+	t.Cleanup(func() {
+		if after := traces(t); after != before {
+			t.Errorf("left behind:\n%s\nbefore:\n%s", after, before)
+		}
+	})
+	e := open(t, cfg)
+	t.Logf("agent is root: %v", e.Capabilities().AgentIsRoot)
+	if err := e.Close(); err != nil {
+		t.Fatal(err)
+	}
+	enginetest.Run(t, enginetest.Harness{
+		Open:     func(t *testing.T) engine.Engine { return open(t, cfg) },
+		Spec:     func(*testing.T) sandbox.Spec { return spec() },
+		Kill:     func(t *testing.T, ref engine.Ref) { killRuntime(t, cfg.Dir, ref, "runsc-sandbox") },
+		Isolated: true,
+		Slow:     true,
+	})
+}
+
+// killRuntime kills gVisor's process of one role, as the host's OOM killer would.
+func killRuntime(t *testing.T, dir string, ref engine.Ref, role string) {
+	t.Helper()
+	key := string(ref.ID) + "-" + ref.Run
+	found := false
+	for _, pid := range pids(t) {
+		cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)) // gone is no match
+		if strings.HasPrefix(string(cmdline), role) && bytes.Contains(cmdline, []byte(key)) && bytes.Contains(cmdline, []byte(dir)) {
+			found = true
+			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if !found {
+		t.Fatalf("no %s of %s", role, key)
+	}
+}
+
+func pids(t *testing.T) []int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []int
+	for _, e := range entries {
+		if pid, err := strconv.Atoi(e.Name()); err == nil {
+			out = append(out, pid)
+		}
+	}
+	return out
+}
+
+// traces lists what sandboxes could leave on this host: gVisor's processes below us, mounts, cgroups.
+func traces(t *testing.T) string {
+	t.Helper()
+	var b strings.Builder
+	self := strconv.Itoa(os.Getpid())
+	for _, pid := range pids(t) {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		if err != nil {
+			continue
+		}
+		if strings.Contains(string(stat), "\nPPid:\t"+self+"\n") {
+			name, _, _ := strings.Cut(string(stat), "\n")
+			fmt.Fprintln(&b, "process", name)
+		}
+	}
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Write(mounts)
+	for _, pattern := range []string{"/sys/fs/cgroup/sandlot-*/sbx_*", "/sys/fs/cgroup/*/sandlot-*/sbx_*"} {
+		groups, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, g := range groups {
+			fmt.Fprintln(&b, "cgroup", g)
+		}
+	}
+	return b.String()
+}
+
+// TestContractRootless runs the contract as two kinds of ordinary user: with one uid, and with a range of subordinate uids.
+func TestContractRootless(t *testing.T) {
+	if os.Getenv(childEnv) != "" {
+		t.Skip("this is the child")
+	}
+	if os.Getuid() != 0 {
+		t.Skip("only root can become other users; TestContract ran rootless")
+	}
+	for name, id := range map[string]func(t *testing.T) (uid, gid uint32){
+		"OneUID": func(*testing.T) (uint32, uint32) { return 54321, 54321 },
+		"Range": func(t *testing.T) (uint32, uint32) {
+			u, err := user.Lookup("sandlot-test") // test/setup.sh makes it
+			if err != nil {
+				skip(t, "there is no user sandlot-test with a range of subordinate uids: "+err.Error())
+			}
+			uid, errUID := strconv.ParseUint(u.Uid, 10, 32)
+			gid, errGID := strconv.ParseUint(u.Gid, 10, 32)
+			if errUID != nil || errGID != nil {
+				t.Fatal(errUID, errGID)
+			}
+			return uint32(uid), uint32(gid)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			uid, gid := id(t)
+			dir := workDir(t)
+			home := filepath.Join(dir, "home")
+			if err := os.Mkdir(home, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Chown(home, int(uid), int(gid)); err != nil {
+				t.Fatal(err)
+			}
+			cfg := config(t, dir)
+			self := copyFile(t, "/proc/self/exe", filepath.Join(dir, "local.test"))
+			cmd := exec.CommandContext(t.Context(), self, "-test.run=^TestContract$", "-test.v")
+			cmd.Dir = home
+			cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "TMPDIR=" + home, guestEnv + "=" + cfg.Guest, runtimeEnv + "=" + cfg.Runtime, childEnv + "=" + name}
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: gid}}
+			cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+			out, err := cmd.CombinedOutput()
+			if err != nil || !bytes.Contains(out, []byte("--- PASS: TestContract")) {
+				t.Fatalf("as uid %d: %v\n%s", uid, err, out)
+			}
+			t.Logf("as uid %d:\n%s", uid, out)
+			want := map[string]bool{"OneUID": true, "Range": false}[name]
+			if got := bytes.Contains(out, []byte("agent is root: true")); got != want {
+				t.Errorf("AgentIsRoot = %v, want %v", got, want)
+			}
+		})
+	}
+}
+
+// skip skips, unless tests that need an installed tool must run.
+func skip(t *testing.T, why string) {
+	t.Helper()
+	if os.Getenv("SANDLOT_MUST_RUN") != "" {
+		t.Fatal("must not be skipped: " + why)
+	}
+	t.Skip(why)
+}
+
+// sh runs a shell command in a sandbox as user and returns its output and exit code.
+func sh(t *testing.T, e engine.Engine, ref engine.Ref, as, command string) (string, int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	conn, err := e.Dial(ctx, ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := guest.NewClient(conn, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.Setup(ctx, guest.Setup{Env: map[string]string{"PATH": "/usr/bin:/bin"}, Deadline: time.Now().Add(time.Hour)}); err != nil {
+		t.Fatal(err)
+	}
+	id := sandbox.NewID(sandbox.PrefixRun)
+	if _, err := c.Start(ctx, guest.Command{ID: id, Argv: []string{"/bin/sh", "-c", command}, User: as}); err != nil {
+		t.Fatal(err)
+	}
+	var out strings.Builder
+	for f, err := range c.Output(ctx, id, 0, true) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f.Kind == guest.Stdout || f.Kind == guest.Stderr {
+			out.Write(f.Data)
+		}
+	}
+	run, err := c.Wait(ctx, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if run.Code == nil {
+		t.Fatalf("%q ended as %+v, output %q", command, run, out.String())
+	}
+	return out.String(), *run.Code
+}
