@@ -15,7 +15,6 @@ import (
 	"github.com/sandlot-dev/sandlot/internal/lifecycle"
 	"github.com/sandlot-dev/sandlot/internal/sandbox"
 	"github.com/sandlot-dev/sandlot/internal/server"
-	"github.com/sandlot-dev/sandlot/internal/store"
 )
 
 // ask does a request with the rig's key and returns the answer with its body read.
@@ -76,7 +75,7 @@ func strictManager(account string) *stubManager {
 			}
 			return sandbox.Sandbox{ID: id, State: sandbox.Running}, nil
 		},
-		list: func(f store.Filter) ([]sandbox.Sandbox, string, error) {
+		list: func(f sandbox.Filter) ([]sandbox.Sandbox, string, error) {
 			if f.Cursor != "" {
 				return nil, "", sandbox.Invalid("cursor", "this is not a cursor that a list gave")
 			}

@@ -11,7 +11,6 @@ import (
 
 	"github.com/sandlot-dev/sandlot/api"
 	"github.com/sandlot-dev/sandlot/internal/sandbox"
-	"github.com/sandlot-dev/sandlot/internal/store"
 )
 
 func (s *Server) sandboxRoutes(h huma.API) {
@@ -62,7 +61,7 @@ type listInput struct {
 }
 
 func (s *Server) listSandboxes(ctx context.Context, c *call, in *listInput) (*body[api.SandboxList], error) {
-	filter := store.Filter{Account: c.account, Limit: in.Limit, Cursor: in.Cursor}
+	filter := sandbox.Filter{Account: c.account, Limit: in.Limit, Cursor: in.Cursor}
 	for _, state := range in.State {
 		filter.States = append(filter.States, sandbox.State(state))
 		switch sandbox.State(state) {

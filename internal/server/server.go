@@ -29,7 +29,7 @@ type Manager interface {
 	Create(ctx context.Context, req lifecycle.Request) (sandbox.Sandbox, error)
 	WaitReady(ctx context.Context, account string, id sandbox.ID) (sandbox.Sandbox, error)
 	Sandbox(ctx context.Context, account string, id sandbox.ID) (sandbox.Sandbox, error)
-	Sandboxes(ctx context.Context, f store.Filter) (all []sandbox.Sandbox, next string, err error)
+	Sandboxes(ctx context.Context, f sandbox.Filter) (all []sandbox.Sandbox, next string, err error)
 	Terminate(ctx context.Context, account string, id sandbox.ID, reason string) (sandbox.Sandbox, error)
 	Guest(ctx context.Context, account string, id sandbox.ID) (*guest.Client, error)
 

@@ -32,7 +32,7 @@ type stubManager struct {
 	create    func(lifecycle.Request) (sandbox.Sandbox, error)
 	waitReady func(context.Context, sandbox.ID) (sandbox.Sandbox, error)
 	get       func(account string, id sandbox.ID) (sandbox.Sandbox, error)
-	list      func(store.Filter) ([]sandbox.Sandbox, string, error)
+	list      func(sandbox.Filter) ([]sandbox.Sandbox, string, error)
 	terminate func(context.Context, sandbox.ID) (sandbox.Sandbox, error)
 	startRun  func(sandbox.Run, guest.Command) (sandbox.Run, error)
 	output    func(ctx context.Context, run sandbox.Run, offset int64) iter.Seq2[guest.Frame, error]
@@ -62,7 +62,7 @@ func (m *stubManager) Sandbox(_ context.Context, account string, id sandbox.ID) 
 	return m.get(account, id)
 }
 
-func (m *stubManager) Sandboxes(_ context.Context, f store.Filter) ([]sandbox.Sandbox, string, error) {
+func (m *stubManager) Sandboxes(_ context.Context, f sandbox.Filter) ([]sandbox.Sandbox, string, error) {
 	if m.list == nil {
 		return nil, "", errUnexpected
 	}
@@ -249,4 +249,11 @@ func addAccount(t *testing.T, st *store.Store, name string) (account, secret str
 		t.Fatal(err)
 	}
 	return a.ID, secret
+}
+
+// agedStore issues sign-in tokens that have expired.
+type agedStore struct{ r *rig }
+
+func (s agedStore) AddSignin(ctx context.Context, hash []byte, account string, expires time.Time) error {
+	return s.r.Store.AddSignin(ctx, hash, account, expires.Add(-time.Hour))
 }

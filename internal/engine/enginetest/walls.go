@@ -200,17 +200,20 @@ func noNetwork(t *testing.T, s suite) {
 
 func guestIsOutOfReach(t *testing.T, s suite) {
 	s.isolated(t)
-	if s.e.Capabilities().AgentIsRoot {
-		t.Skip("one user only: what is tested here is between two")
+	paths := []string{"/proc/1/environ", "/proc/1/mem"}
+	if !s.e.Capabilities().AgentIsRoot { // with one user only, files can't be kept from it
+		paths = append(paths, "/proc/1/maps", guest.StateDir, guest.SocketDir+"/"+guest.SocketName)
 	}
 	c := s.create(t, nil).dial(t, nil)
-	for _, path := range []string{"/proc/1/environ", "/proc/1/mem", "/proc/1/maps", guest.StateDir, guest.SocketDir + "/" + guest.SocketName} {
+	for _, path := range paths {
 		if r := sh(t, c, "cat "+path+" || ls "+path+"/"); r.exited(0) && len(r.stdout) > 0 {
 			t.Errorf("%s can be read: %v", path, r)
 		}
 	}
-	if r := sh(t, c, "kill -9 1"); r.exited(0) {
-		t.Errorf("it can kill the guest: %v", r)
+	if !s.e.Capabilities().AgentIsRoot { // else it may end its own sandbox; that harms nobody
+		if r := sh(t, c, "kill -9 1"); r.exited(0) {
+			t.Errorf("it can kill the guest: %v", r)
+		}
 	}
 	if got := output(t, c, "echo alive"); got != "alive\n" {
 		t.Errorf("%q", got)

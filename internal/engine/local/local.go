@@ -163,6 +163,9 @@ func (e *Engine) stateDir(k string) string   { return filepath.Join(e.sandboxDir
 
 // hold waits until nobody else works on the run and returns its entry and the function that lets go of it.
 func (e *Engine) hold(ctx context.Context, k string) (*entry, func(), error) {
+	if err := ctx.Err(); err != nil {
+		return nil, nil, fmt.Errorf("before any work on %s: %w", k, err)
+	}
 	e.mu.Lock()
 	en := e.entries[k]
 	if en == nil {
