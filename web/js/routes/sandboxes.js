@@ -1,0 +1,108 @@
+// All sandboxes: what each is doing, and why it ended.
+
+import { html, cx, useState } from "../lib.js";
+import * as store from "../store.js";
+import { live, newSandbox, terminate } from "../actions.js";
+import { plural } from "../format.js";
+import { Icon } from "../components/icons.js";
+import { Ago, Busy, ConfirmTerminate, Dot, Left, ProblemNotice, Scoreboard, Skeleton } from "../components/bits.js";
+import { Composer } from "../components/composer.js";
+
+const FILTERS = [
+  ["all", "All", () => true],
+  ["live", "Live", live],
+  ["failed", "Failed", (s) => s.state === "error"],
+  ["stopped", "Stopped", (s) => s.state === "terminated"],
+];
+
+// doing says in words what a sandbox does: {dot, word, tone, sub}.
+export function doing(sb, sessions) {
+  const here = (sessions || []).filter((s) => s.sandbox === sb.id);
+  const busy = here.find((s) => s.busy);
+  switch (sb.state) {
+    case "creating":
+      return { dot: "busy", word: "Creating", tone: "note-t", sub: sb.reason || "" };
+    case "running":
+      return busy
+        ? { dot: "run", word: "Claude is working", sub: busy.title, session: busy }
+        : { dot: "idle", word: "Idle", sub: here.length ? `${plural(here.length, "session")}, none is working` : "nothing is running", session: here[0] };
+    case "stopping":
+      return { dot: "busy", word: "Stopping", sub: sb.reason || "" };
+    case "error":
+      return { dot: "bad", word: "Failed", tone: "bad-t", sub: sb.reason || "", session: here[0] };
+    default:
+      return { dot: "off", word: "Stopped", sub: sb.reason ? `${sb.reason.replace(/\.$/, "")}, volume kept` : "volume kept", session: here[0] };
+  }
+}
+
+const ORDER = { busy: 2, run: 1, idle: 3, bad: 0, off: 4 };
+
+export function sorted(list, sessions, t) {
+  const rank = (sb) => {
+    const d = doing(sb, sessions).dot;
+    // A failure is news for an hour, then history.
+    return d === "bad" && t - Date.parse(sb.ended_at || sb.created_at) > 3_600_000 ? 4 : ORDER[d];
+  };
+  return [...list].sort((a, b) => rank(a) - rank(b) || (a.created_at < b.created_at ? 1 : -1));
+}
+
+const imageWord = (sb) => (sb.image && sb.image.registry && sb.image.registry !== "host" ? sb.image.registry : "This machine");
+
+function Row({ sb, onTerminate }) {
+  const d = doing(sb, store.sessions.value);
+  return html`<tr>
+    <td><div class="nm"><${Dot} kind=${d.dot} word=${d.word} /><span class="two"><a class="strong cut" href=${`/sandbox/${sb.id}`}>${sb.name}</a><span class="sub cut">${imageWord(sb)} · ${sb.volume}</span></span></div></td>
+    <td class="full"><span class=${cx("act", d.tone)}>${d.word}</span>${d.sub && html`<span class="sub cut" title=${d.sub}>${d.sub}</span>`}</td>
+    <td class="r sub hide">${live(sb) ? html`stops in <${Left} until=${sb.expires_at} />` : html`<${Ago} at=${sb.ended_at || sb.created_at} />`}</td>
+    <td class="r"><span class="row-acts">${d.session && live(sb) && html`<a class="btn small" href=${`/session/${d.session.id}`}>Open</a>`}
+      ${sb.state === "creating" && html`<a class="btn small" href=${`/sandbox/${sb.id}`}>Watch</a>`}
+      ${live(sb) && sb.state !== "stopping" && html`<button type="button" class="btn small danger" onClick=${() => onTerminate(sb)}>Terminate<span class="vh"> ${sb.name}</span></button>`}
+      ${!live(sb) && html`<a class="btn small" href=${d.session ? `/session/${d.session.id}` : `/sandbox/${sb.id}`}>Look</a>`}</span></td></tr>`;
+}
+
+const FEW = 12;
+
+export function Sandboxes() {
+  const [filter, setFilter] = useState("all");
+  const [all, setAll] = useState(false);
+  const [problem, setProblem] = useState(null);
+  const [ending, setEnding] = useState(null);
+  const list = store.sandboxes.value;
+  const count = (f) => (list || []).filter(f).length;
+  const chosen = FILTERS.find((f) => f[0] === filter)[2];
+  const rows = list ? sorted(list.filter(chosen), store.sessions.value, Math.floor(store.now.value / 60_000) * 60_000) : [];
+  const most = Math.max(FEW, rows.filter(live).length);
+  const shown = all ? rows : rows.slice(0, most);
+  const start = async (text, mode) => {
+    setProblem(null);
+    try {
+      await newSandbox({}, { text, mode });
+    } catch (p) {
+      setProblem(p);
+      return false;
+    }
+    return true;
+  };
+  return html`<div class="page"><div class="wrap">
+    <div class="ph"><h1>Sandboxes</h1><div class="end"><a class="btn no-phone" href="/new?options">With options</a><${Busy} class="btn go" onProblem=${setProblem} onClick=${() => newSandbox()}><${Icon} name="plus" />New sandbox</${Busy}></div></div>
+    <${ProblemNotice} title="The sandbox could not be created." problem=${problem} />
+    <${Composer} scope="quick" modes action="Start" label="Describe a task" placeholder="Describe a task. A sandbox starts, and Claude begins." onSend=${start} />
+    <${Scoreboard} card label="Summary" slots=${[
+      { k: "Running", v: list ? count((s) => s.state === "running") : "—" },
+      { k: "Creating", v: list ? count((s) => s.state === "creating") : "—" },
+      { k: "Claude at work", v: store.sessions.value ? store.sessions.value.filter((s) => s.busy).length : "—" },
+      { k: "Sessions", v: store.sessions.value ? store.sessions.value.length : "—" },
+    ]} />
+    ${list && list.length > 0 && html`<div class="filters"><div class="seg" role="group" aria-label="Filter by state">${FILTERS.map(
+      ([key, word, f]) => html`<button type="button" key=${key} class=${filter === key ? "on" : ""} aria-pressed=${filter === key ? "true" : "false"} onClick=${() => setFilter(key)}>${word} <span class="num">${count(f)}</span></button>`,
+    )}</div></div>`}
+    ${!list && html`<${Skeleton} rows=${6} />`}
+    ${list && list.length === 0 && html`<div class="empty"><span class="strong">No sandbox yet</span><span>Each is a computer of its own, ready in about a second.</span></div>`}
+    ${list && list.length > 0 && rows.length === 0 && html`<div class="empty"><span>None is in this state.</span></div>`}
+    ${rows.length > 0 && html`<table class="table"><colgroup><col class="w-name" /><col /><col class="w-when" /><col class="w-acts" /></colgroup>
+      <thead><tr><th scope="col">Name</th><th scope="col">What it is doing</th><th scope="col" class="r">When</th><th scope="col" class="r"><span class="vh">Actions</span></th></tr></thead>
+      <tbody>${shown.map((sb) => html`<${Row} key=${sb.id} sb=${sb} onTerminate=${setEnding} />`)}</tbody></table>`}
+    ${rows.length > shown.length && html`<p class="faint foot-note">${rows.length - shown.length} more. <button type="button" class="link" onClick=${() => setAll(true)}>Show them</button></p>`}
+    ${ending && html`<${ConfirmTerminate} sandbox=${ending} onYes=${() => terminate(ending.id)} onClose=${() => setEnding(null)} />`}
+  </div></div>`;
+}
