@@ -1,0 +1,138 @@
+package lifecycle
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/sandlot-dev/sandlot/internal/engine"
+	"github.com/sandlot-dev/sandlot/internal/sandbox"
+)
+
+// firstRun names the first incarnation of a sandbox, and for now the only one.
+const firstRun = "1"
+
+// Create records a new sandbox and returns it; making it goes on by itself. What is wrong with req is a Problem.
+func (m *Manager) Create(ctx context.Context, req Request) (sandbox.Sandbox, error) {
+	spec, e, err := m.plan(req)
+	if err != nil {
+		return sandbox.Sandbox{}, err
+	}
+	if m.life.Err() != nil {
+		return sandbox.Sandbox{}, errClosing()
+	}
+	id := sandbox.ID(sandbox.NewID(sandbox.PrefixSandbox))
+	spec.Volume, err = m.cfg.Store.EnsureVolume(ctx, req.Account, cmp.Or(spec.Volume.Name, strings.ToLower(string(id))))
+	if err != nil {
+		return sandbox.Sandbox{}, fmt.Errorf("create a sandbox: %w", err)
+	}
+	now := time.Now().UTC().Truncate(time.Microsecond)
+	sb := sandbox.Sandbox{
+		ID: id, Account: req.Account, Name: cmp.Or(req.Name, friendlyName()), State: sandbox.Creating, Spec: spec,
+		Engine: e.Capabilities().Name, Run: firstRun, CreatedAt: now, ExpiresAt: now.Add(spec.Timeout),
+	}
+	if err := m.cfg.Store.Admit(ctx, sb); err != nil {
+		return sandbox.Sandbox{}, fmt.Errorf("create a sandbox: %w", err)
+	}
+	// From here on the row drives it, whether ctx lives or not.
+	m.keep(sb, true)
+	settle, cancel := settled(ctx)
+	defer cancel()
+	return m.cfg.Store.Sandbox(settle, sb.Account, id)
+}
+
+// WaitReady returns once the sandbox is running. If it comes to another end, that is a Problem.
+func (m *Manager) WaitReady(ctx context.Context, account string, id sandbox.ID) (sandbox.Sandbox, error) {
+	var sb sandbox.Sandbox
+	err := m.until(ctx, func() (bool, error) {
+		var err error
+		sb, err = m.cfg.Store.Sandbox(ctx, account, id)
+		return sb.State != sandbox.Creating, err
+	})
+	if err == nil && sb.State != sandbox.Running {
+		err = notRunning(sb)
+	}
+	return sb, err
+}
+
+// notRunning says why a sandbox can't be worked with.
+func notRunning(sb sandbox.Sandbox) error {
+	p := &sandbox.Problem{Class: sandbox.ErrState, Code: "sandbox_not_running"}
+	switch {
+	case sb.State == sandbox.Creating:
+		p.Detail = "The sandbox is still being created. Wait until it is running."
+	case sb.Fault && sb.StartedAt.IsZero():
+		p.Class, p.Code = sandbox.ErrUnavailable, "create_failed"
+		p.Detail = "The sandbox could not be created. " + sb.Reason
+	case sb.State == sandbox.Stopping:
+		p.Detail = "The sandbox is being stopped. " + sb.Reason
+	default:
+		p.Detail = "The sandbox has ended. " + sb.Reason
+	}
+	p.Detail = strings.TrimSpace(p.Detail)
+	return p
+}
+
+// create does what Creating asks for: make it, reach its guest, prepare it, and move on to Running, or to Stopping if any of that
+// fails.
+func (k *keeper) create(ctx context.Context, sb sandbox.Sandbox) error {
+	err := k.bringUp(ctx, &sb)
+	if err == nil {
+		return k.moved(k.m.cfg.Store.Transition(ctx, sb.ID, sb.Run, sandbox.Running, func(s *sandbox.Sandbox) { s.Handle = sb.Handle }))
+	}
+	if ctx.Err() != nil {
+		return nil // somebody wants it to stop, or the manager ends: the row says which
+	}
+	k.m.log.Error("a sandbox could not be created", "sandbox", sb.ID, "err", err)
+	return k.fail(ctx, sb, plain(err))
+}
+
+func (k *keeper) bringUp(ctx context.Context, sb *sandbox.Sandbox) error {
+	began := time.Now()
+	k.m.tell(ctx, *sb, "volume", "Volume %q will be at %s.", sb.Spec.Volume.Name, sb.Spec.Workdir)
+	k.m.tell(ctx, *sb, "starting", "Starting it on the engine %s.", sb.Engine)
+	handle, err := k.make(ctx, *sb)
+	if err != nil {
+		return fmt.Errorf("starting it failed: %w", err)
+	}
+	sb.Handle = handle
+	if _, err := k.m.cfg.Store.Amend(ctx, sb.ID, sb.Run, func(s *sandbox.Sandbox) { s.Handle = handle }); err != nil {
+		return fmt.Errorf("recording it failed: %w", err)
+	}
+	c, err := k.connect(ctx, *sb)
+	if err != nil {
+		return fmt.Errorf("its helper could not be reached: %w", err)
+	}
+	k.m.tell(ctx, *sb, "guest", "Its helper answers, %v after the start.", time.Since(began).Round(time.Millisecond))
+	if k.m.cfg.Prepare != nil {
+		ctx, cancel := context.WithTimeout(ctx, prepareLimit)
+		defer cancel()
+		if err := k.m.cfg.Prepare(ctx, c, *sb); err != nil {
+			return fmt.Errorf("preparing it failed: %w", err)
+		}
+	}
+	return nil
+}
+
+// make asks the engine for the run. A run that another server began may be half made in a way that the engine can't go on
+// from; then it is made anew.
+func (k *keeper) make(ctx context.Context, sb sandbox.Sandbox) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, createLimit)
+	defer cancel()
+	handle, err := k.engine.Create(ctx, refOf(sb), sb.Spec)
+	if err == nil || k.fresh || ctx.Err() != nil {
+		return handle, err
+	}
+	k.m.log.Warn("a half made sandbox is made anew", "sandbox", sb.ID, "err", err)
+	if destroyErr := k.engine.Destroy(ctx, refOf(sb)); destroyErr != nil {
+		return nil, errors.Join(err, destroyErr)
+	}
+	return k.engine.Create(ctx, refOf(sb), sb.Spec)
+}
+
+func refOf(sb sandbox.Sandbox) engine.Ref {
+	return engine.Ref{ID: sb.ID, Run: sb.Run, Handle: sb.Handle}
+}

@@ -1,0 +1,225 @@
+package lifecycle
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/sandlot-dev/sandlot/internal/engine"
+	"github.com/sandlot-dev/sandlot/internal/sandbox"
+)
+
+// Request is what somebody asks of a new sandbox. The zero value of a field means its default.
+type Request struct {
+	Account   string
+	Name      string // for people; default: two words
+	Engine    string // default: the first
+	Image     string // default: sandbox.HostImage
+	Volume    string // name of the account's volume, made on first use; default: a fresh one
+	Workdir   string // default: /workspace
+	Labels    map[string]string
+	Env       map[string]string
+	CPU       float64 // cores; 0 = not limited
+	MemoryMiB int64   // 0 = not limited
+	DiskMiB   int64   // default: 10240
+	Timeout   time.Duration
+	Network   sandbox.NetworkMode // default: sandbox.NetworkNone
+}
+
+// Bounds on what a request may ask for.
+const (
+	maxName       = 100
+	maxLabels     = 32
+	maxLabelKey   = 63
+	maxLabelValue = 255
+	maxEnv        = 1000
+	maxEnvValue   = 128 << 10 // the kernel takes no longer string
+	maxWorkdir    = 255
+	minDiskMiB    = 16
+	maxMiB        = 16 << 20 // 16 TiB
+	maxCPU        = 1024
+	defaultDisk   = 10240
+)
+
+var (
+	volumeName = regexp.MustCompile(`^[a-z0-9][a-z0-9_.-]{0,63}$`)
+	labelKey   = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._/-]*[A-Za-z0-9])?$`)
+	envName    = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+
+	// reservedEnv leads to the server's gateway.
+	reservedEnv = []string{"ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_BASE_URL"}
+
+	// A volume must not hide what a sandbox needs: neither these directories, nor anything below the first ones.
+	systemTrees = []string{"/usr", "/etc", "/proc", "/dev", "/sys", "/run", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/boot",
+		"/var/lib/sandlot", "/var/run", "/opt/sandlot"}
+	systemDirs = []string{"/", "/tmp", "/opt", "/var", "/var/lib", "/var/tmp", "/home"}
+)
+
+// plan checks a request, fills in the defaults and finds the engine. The volume has its name only.
+func (m *Manager) plan(req Request) (sandbox.Spec, engine.Engine, error) {
+	spec := sandbox.Spec{
+		Image:     cmp.Or(req.Image, sandbox.HostImage),
+		Volume:    sandbox.Volume{Name: req.Volume},
+		Workdir:   cmp.Or(req.Workdir, "/workspace"),
+		Env:       req.Env,
+		Labels:    req.Labels,
+		CPU:       req.CPU,
+		MemoryMiB: req.MemoryMiB,
+		DiskMiB:   cmp.Or(req.DiskMiB, defaultDisk),
+		Timeout:   cmp.Or(req.Timeout, m.cfg.DefaultTimeout),
+		Network:   cmp.Or(req.Network, sandbox.NetworkNone),
+	}
+	name := cmp.Or(req.Engine, m.cfg.Engines[0].Capabilities().Name)
+	e, ok := m.engines[name]
+	if !ok {
+		var names []string
+		for _, caps := range m.Capabilities() {
+			names = append(names, caps.Name)
+		}
+		return spec, nil, sandbox.Invalid("engine", "There is no engine %.64q; this server has: %s.", name, strings.Join(names, ", "))
+	}
+	if err := checkName(req.Name); err != nil {
+		return spec, nil, err
+	}
+	return spec, e, m.check(spec, e.Capabilities())
+}
+
+// check returns the first thing that is wrong with spec, as a Problem.
+func (m *Manager) check(spec sandbox.Spec, caps engine.Capabilities) error {
+	for _, check := range []func() error{
+		func() error { return checkImage(spec.Image, caps) },
+		func() error { return checkNetwork(spec.Network, caps) },
+		func() error { return checkVolume(spec.Volume.Name) },
+		func() error { return checkWorkdir(spec.Workdir) },
+		func() error { return checkLabels(spec.Labels) },
+		func() error { return checkEnv(spec.Env) },
+		func() error { return checkLimits(spec, caps) },
+		func() error { return m.checkTimeout(spec.Timeout, caps) },
+	} {
+		if err := check(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkName(name string) error {
+	if utf8.RuneCountInString(name) > maxName || !printable(name) {
+		return sandbox.Invalid("name", "The name must have at most %d characters, all of them visible.", maxName)
+	}
+	return nil
+}
+
+// printable reports whether s is text on one line.
+func printable(s string) bool {
+	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) })
+}
+
+func checkImage(image string, caps engine.Capabilities) error {
+	if slices.Contains(caps.Images, image) {
+		return nil
+	}
+	return &sandbox.Problem{Class: sandbox.ErrInvalid, Code: "image_not_found", Field: "image.registry",
+		Detail: fmt.Sprintf("There is no image %.200q. This server has only %q, the programs of its own machine.", image, sandbox.HostImage)}
+}
+
+func checkNetwork(mode sandbox.NetworkMode, caps engine.Capabilities) error {
+	if slices.Contains(caps.Networks, mode) {
+		return nil
+	}
+	var names []string
+	for _, n := range caps.Networks {
+		names = append(names, fmt.Sprintf("%q", n))
+	}
+	return unsupported("network.mode", "The network mode %.64q is not available here; available: %s.", string(mode), strings.Join(names, ", "))
+}
+
+// unsupported is a Problem with a request that another server might grant.
+func unsupported(field, format string, args ...any) error {
+	p := sandbox.Invalid(field, format, args...)
+	p.Code = "unsupported"
+	return p
+}
+
+func checkVolume(name string) error {
+	if name != "" && !volumeName.MatchString(name) {
+		return sandbox.Invalid("volume", "The name of a volume has 1 to 64 of a-z, 0-9, _, . and -, and begins with a letter or a digit.")
+	}
+	return nil
+}
+
+func checkWorkdir(dir string) error {
+	if !path.IsAbs(dir) || path.Clean(dir) != dir || len(dir) > maxWorkdir || !printable(dir) {
+		return sandbox.Invalid("workdir", "The workdir must be an absolute path without \".\", \"..\" or a slash at its end, of at most %d bytes.", maxWorkdir)
+	}
+	if slices.Contains(systemDirs, dir) || slices.ContainsFunc(systemTrees, func(tree string) bool { return dir == tree || strings.HasPrefix(dir, tree+"/") }) {
+		return sandbox.Invalid("workdir", "The workdir can't be %s: the volume would hide what the sandbox needs there. Take /workspace, for example.", dir)
+	}
+	return nil
+}
+
+func checkLabels(labels map[string]string) error {
+	if len(labels) > maxLabels {
+		return sandbox.Invalid("labels", "There are %d labels; at most %d are allowed.", len(labels), maxLabels)
+	}
+	for key, value := range labels {
+		if len(key) > maxLabelKey || !labelKey.MatchString(key) {
+			return sandbox.Invalid("labels", "A label's key has 1 to %d letters, digits and . _ / - and begins and ends with a letter or a digit; %.100q doesn't.", maxLabelKey, key)
+		}
+		if len(value) > maxLabelValue || !printable(value) {
+			return sandbox.Invalid("labels", "The value of label %q must be one line of at most %d bytes.", key, maxLabelValue)
+		}
+	}
+	return nil
+}
+
+func checkEnv(env map[string]string) error {
+	if len(env) > maxEnv {
+		return sandbox.Invalid("env", "There are %d variables; at most %d are allowed.", len(env), maxEnv)
+	}
+	for name, value := range env {
+		switch {
+		case !envName.MatchString(name):
+			return sandbox.Invalid("env", "A variable's name is made of letters, digits and _, and doesn't begin with a digit; %.100q isn't.", name)
+		case slices.Contains(reservedEnv, name):
+			return sandbox.Invalid("env", "%s can't be set: it leads to the server's gateway, which holds the key so that the sandbox need not.", name)
+		case strings.ContainsRune(value, 0) || len(name)+len(value) >= maxEnvValue:
+			return sandbox.Invalid("env", "The value of %.100s holds a NUL byte or is too long; at most %d bytes are allowed.", name, maxEnvValue)
+		}
+	}
+	return nil
+}
+
+func checkLimits(spec sandbox.Spec, caps engine.Capabilities) error {
+	switch {
+	case math.IsNaN(spec.CPU) || spec.CPU < 0 || spec.CPU > maxCPU:
+		return sandbox.Invalid("cpu", "The number of cores must be between 0 (not limited) and %d.", maxCPU)
+	case spec.MemoryMiB < 0 || spec.MemoryMiB > maxMiB:
+		return sandbox.Invalid("memory_mib", "The memory must be between 0 (not limited) and %d MiB.", maxMiB)
+	case spec.DiskMiB < minDiskMiB || spec.DiskMiB > maxMiB:
+		return sandbox.Invalid("disk_mib", "The disk must be between %d and %d MiB.", minDiskMiB, maxMiB)
+	case spec.CPU > 0 && !caps.CPU:
+		return unsupported("cpu", "The engine %s can't limit the CPU on this machine, so a limit would mean nothing. Leave cpu out.", caps.Name)
+	case spec.MemoryMiB > 0 && !caps.Memory:
+		return unsupported("memory_mib", "The engine %s can't limit the memory on this machine, so a limit would mean nothing. Leave memory_mib out.", caps.Name)
+	}
+	return nil
+}
+
+func (m *Manager) checkTimeout(timeout time.Duration, caps engine.Capabilities) error {
+	most := m.cfg.MaxTimeout
+	if caps.MaxLifetime > 0 {
+		most = min(most, caps.MaxLifetime)
+	}
+	if timeout < time.Second || timeout > most {
+		return sandbox.Invalid("timeout_s", "The time limit must be between 1 and %d seconds (%s).", int64(most/time.Second), span(most))
+	}
+	return nil
+}

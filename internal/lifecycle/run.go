@@ -1,0 +1,348 @@
+package lifecycle
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"iter"
+	"time"
+
+	"github.com/sandlot-dev/sandlot/internal/guest"
+	"github.com/sandlot-dev/sandlot/internal/sandbox"
+)
+
+// Guest returns the connection to a running sandbox's guest. It waits a little for one that is being made again.
+func (m *Manager) Guest(ctx context.Context, account string, id sandbox.ID) (*guest.Client, error) {
+	_, c, err := m.live(ctx, account, id)
+	return c, err
+}
+
+// live finds a running sandbox's keeper and its connection.
+func (m *Manager) live(ctx context.Context, account string, id sandbox.ID) (*keeper, *guest.Client, error) {
+	short, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for {
+		sb, err := m.cfg.Store.Sandbox(ctx, account, id)
+		if err != nil {
+			return nil, nil, err
+		}
+		if sb.State != sandbox.Running {
+			return nil, nil, notRunning(sb)
+		}
+		k := m.keep(sb, false)
+		if k == nil {
+			return nil, nil, m.unkept(sb)
+		}
+		c, err := k.connection(short)
+		switch {
+		case err == nil:
+			return k, c, nil
+		case errors.Is(err, errKept): // the row has changed, or is to be taken up again
+		case ctx.Err() != nil:
+			return nil, nil, ctx.Err()
+		default:
+			return nil, nil, &sandbox.Problem{Class: sandbox.ErrUnavailable, Code: "sandbox_unreachable",
+				Detail: "The sandbox is running, but its helper doesn't answer at the moment. Try again.", Err: err}
+		}
+	}
+}
+
+// StartRun records run, which names its account, sandbox and kind, and starts cmd in it. The row comes first: insert writes it (nil
+// means the store's InsertRun). If the guest refuses the command, the row ends and the error is a Problem. If ctx ends before the
+// guest has answered, the run may have been started all the same; its row tells.
+func (m *Manager) StartRun(ctx context.Context, run sandbox.Run, cmd guest.Command, insert func(context.Context, sandbox.Run) error) (sandbox.Run, error) {
+	k, c, err := m.live(ctx, run.Account, run.Sandbox)
+	if err != nil {
+		return run, err
+	}
+	run.ID = cmp.Or(run.ID, cmd.ID, sandbox.NewID(sandbox.PrefixRun))
+	cmd.ID = run.ID
+	if run.Argv == nil {
+		run.Argv = cmd.Argv
+	}
+	run.State, run.StartedAt = sandbox.RunRunning, time.Now().UTC().Truncate(time.Microsecond)
+	if insert == nil {
+		insert = m.cfg.Store.InsertRun
+	}
+	k.claim(run.ID) // so that nobody takes the row for a run that the guest has forgotten
+	if err := insert(ctx, run); err != nil {
+		k.unclaim(run.ID)
+		return run, err
+	}
+	if err := k.start(ctx, c, cmd); err != nil {
+		if e := (*guest.Error)(nil); errors.As(err, &e) {
+			settle, cancel := settled(ctx)
+			defer cancel()
+			run.State, run.Reason = sandbox.RunLost, "It was not started. "+e.Detail
+			err = errors.Join(refused(err), m.cfg.Store.EndRun(settle, run))
+			k.unclaim(run.ID)
+			return run, err
+		}
+		k.watch(run.ID)
+		return run, err
+	}
+	k.watch(run.ID)
+	return run, nil
+}
+
+// start gives cmd to the guest, over the next connection if one is lost: the guest starts an ID once.
+func (k *keeper) start(ctx context.Context, c *guest.Client, cmd guest.Command) error {
+	for failures := 1; ; failures++ {
+		_, err := c.Start(ctx, cmd)
+		if err == nil || !errors.Is(err, guest.ErrLost) {
+			return err
+		}
+		if !pause(ctx, backoff(failures, 20*time.Millisecond, time.Second)) {
+			return ctx.Err()
+		}
+		if c, err = k.connection(ctx); err != nil {
+			if errors.Is(err, errKept) {
+				return &sandbox.Problem{Class: sandbox.ErrState, Code: "sandbox_not_running", Detail: "The sandbox ended while the process was being started."}
+			}
+			return err
+		}
+	}
+}
+
+// claim marks a run as one whose end is seen to. It reports whether it was not before.
+func (k *keeper) claim(id string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.watched[id] {
+		return false
+	}
+	k.watched[id] = true
+	return true
+}
+
+func (k *keeper) unclaim(id string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.watched, id)
+}
+
+// running lists the sandbox's runs whose end is not recorded.
+func (k *keeper) running(ctx context.Context) ([]sandbox.Run, error) {
+	all, err := k.m.cfg.Store.RunningRuns(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var ours []sandbox.Run
+	for _, r := range all {
+		if r.Sandbox == k.id {
+			ours = append(ours, r)
+		}
+	}
+	return ours, nil
+}
+
+// watchAll sees to the end of each run that a former process has left, and that nobody sees to yet.
+func (k *keeper) watchAll(ctx context.Context) error {
+	runs, err := k.running(ctx)
+	if err != nil {
+		return err
+	}
+	for _, r := range runs {
+		if k.claim(r.ID) {
+			k.watch(r.ID)
+		}
+	}
+	return nil
+}
+
+// watch records the end of a run that was claimed.
+func (k *keeper) watch(id string) {
+	k.m.spawn(func(ctx context.Context) {
+		defer k.unclaim(id)
+		for failures := 1; ; failures++ {
+			c, err := k.connection(ctx)
+			if err != nil {
+				return // the end of the sandbox is the end of its runs; or the next process goes on
+			}
+			ended, err := c.Wait(ctx, id)
+			switch e := (*guest.Error)(nil); {
+			case err == nil:
+				err = k.m.record(ctx, id, ended)
+			case errors.As(err, &e) && e.Status == 404:
+				err = k.m.lose(ctx, id, "Its end was not seen: the sandbox's helper doesn't know it. Perhaps it was never started.")
+			}
+			if err == nil {
+				return
+			}
+			if ctx.Err() == nil {
+				k.m.log.Warn("the end of a run is not recorded yet", "run", id, "err", err)
+			}
+			pause(ctx, backoff(failures, 20*time.Millisecond, 10*time.Second))
+		}
+	})
+}
+
+// record writes down the end of a run that the guest has seen. Only what makes sense is believed.
+func (m *Manager) record(ctx context.Context, id string, ended guest.Run) error {
+	run := sandbox.Run{ID: id, EndedAt: time.Now().UTC()}
+	if !ended.EndedAt.IsZero() && ended.EndedAt.Before(run.EndedAt) {
+		run.EndedAt = ended.EndedAt
+	}
+	switch {
+	case ended.State == guest.StateExited && ended.Code != nil:
+		run.State, run.ExitCode = sandbox.RunExited, ended.Code
+	case ended.State == guest.StateSignaled && ended.Signal != "":
+		run.State, run.Signal = sandbox.RunSignaled, ended.Signal
+	case ended.State == guest.StateTimeout:
+		run.State, run.ExitCode, run.Signal = sandbox.RunTimeout, ended.Code, ended.Signal
+		run.Reason = "It ran longer than it was allowed to."
+	default:
+		run.State, run.Reason = sandbox.RunLost, "The sandbox's helper told its end in a way that makes no sense."
+	}
+	settle, cancel := settled(ctx)
+	defer cancel()
+	return m.cfg.Store.EndRun(settle, run)
+}
+
+// lose writes down that nobody saw the end of a run.
+func (m *Manager) lose(ctx context.Context, id, reason string) error {
+	settle, cancel := settled(ctx)
+	defer cancel()
+	return m.cfg.Store.EndRun(settle, sandbox.Run{ID: id, State: sandbox.RunLost, Reason: reason})
+}
+
+// Output yields a run's output from offset on and goes on until after its End frame, over connections that are lost and made again.
+// It ends with an error of class ErrGone when the output is not to be had any more, because the sandbox has ended or the guest
+// has dropped it.
+func (m *Manager) Output(ctx context.Context, run sandbox.Run, offset int64) iter.Seq2[guest.Frame, error] {
+	return func(yield func(guest.Frame, error) bool) {
+		for failures := 0; ; failures++ {
+			if failures > 0 && !pause(ctx, backoff(failures, 20*time.Millisecond, time.Second)) {
+				yield(guest.Frame{}, ctx.Err())
+				return
+			}
+			k, c, err := m.reach(ctx, run)
+			if err != nil {
+				yield(guest.Frame{}, err)
+				return
+			}
+			before := offset
+			stop := false
+			offset, stop, err = k.pass(ctx, c, run.ID, offset, yield)
+			if stop {
+				return
+			}
+			if err = m.lasting(ctx, run, err); err != nil {
+				yield(guest.Frame{}, err)
+				return
+			}
+			if offset != before {
+				failures = 0
+			}
+		}
+	}
+}
+
+// reach finds the guest of a run as long as its sandbox may still have one.
+func (m *Manager) reach(ctx context.Context, run sandbox.Run) (*keeper, *guest.Client, error) {
+	for {
+		sb, err := m.cfg.Store.Sandbox(ctx, run.Account, run.Sandbox)
+		if err != nil {
+			return nil, nil, err
+		}
+		if sb.State.Terminal() {
+			return nil, nil, &sandbox.Problem{Class: sandbox.ErrGone, Code: "sandbox_gone", Detail: "The sandbox has ended, and the output with it. " + sb.Reason}
+		}
+		if !m.mayRetry(sb.ID) { // it is stopping, and the engine can't do it; no connection will come
+			if err := m.until(ctx, func() (bool, error) {
+				sb, err = m.cfg.Store.Sandbox(ctx, run.Account, run.Sandbox)
+				return sb.State.Terminal(), err
+			}); err != nil {
+				return nil, nil, err
+			}
+			continue
+		}
+		k := m.keep(sb, false)
+		if k == nil {
+			return nil, nil, m.unkept(sb)
+		}
+		c, err := k.connection(ctx)
+		if err == nil {
+			return k, c, nil
+		}
+		if !errors.Is(err, errKept) {
+			return nil, nil, err
+		}
+	}
+}
+
+// pass hands on frames from one connection. It returns the offset after what was handed on, and whether that was all.
+func (k *keeper) pass(ctx context.Context, c *guest.Client, id string, offset int64, yield func(guest.Frame, error) bool) (int64, bool, error) {
+	defer k.reading()()
+	for f, err := range c.Output(ctx, id, offset, true) {
+		if err != nil {
+			return offset, false, err
+		}
+		offset = f.Offset
+		if f.Kind == guest.Stdout || f.Kind == guest.Stderr {
+			offset += int64(len(f.Data))
+		}
+		if !yield(f, nil) || f.Kind == guest.End {
+			return offset, true, nil
+		}
+	}
+	return offset, false, guest.ErrLost
+}
+
+// lasting returns err unless it is one that passes: a lost connection, or a run that is about to be started.
+func (m *Manager) lasting(ctx context.Context, run sandbox.Run, err error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if errors.Is(err, guest.ErrLost) {
+		return nil
+	}
+	if e := (*guest.Error)(nil); !errors.As(err, &e) || e.Status != 404 {
+		return refused(err)
+	}
+	now, err := m.cfg.Store.Run(ctx, run.Account, run.ID)
+	if err != nil {
+		return err
+	}
+	if now.State == sandbox.RunRunning {
+		return nil
+	}
+	return &sandbox.Problem{Class: sandbox.ErrGone, Code: "output_gone", Detail: "The output of the run is not kept any more."}
+}
+
+// Run returns one run of account.
+func (m *Manager) Run(ctx context.Context, account, id string) (sandbox.Run, error) {
+	return m.cfg.Store.Run(ctx, account, id)
+}
+
+// Runs lists the runs of a sandbox, newest first; limit 0 means as many as the store gives.
+func (m *Manager) Runs(ctx context.Context, account string, id sandbox.ID, limit int) ([]sandbox.Run, error) {
+	return m.cfg.Store.Runs(ctx, account, id, limit)
+}
+
+// WaitRun returns once the run's end is recorded.
+func (m *Manager) WaitRun(ctx context.Context, account, id string) (sandbox.Run, error) {
+	var run sandbox.Run
+	err := m.until(ctx, func() (bool, error) {
+		var err error
+		run, err = m.cfg.Store.Run(ctx, account, id)
+		return run.State != sandbox.RunRunning, err
+	})
+	return run, err
+}
+
+// Signal sends a signal ("SIGINT") to a run's processes.
+func (m *Manager) Signal(ctx context.Context, account, id, signal string) error {
+	run, err := m.cfg.Store.Run(ctx, account, id)
+	if err != nil {
+		return err
+	}
+	if run.State != sandbox.RunRunning {
+		return &sandbox.Problem{Class: sandbox.ErrState, Code: "run_ended", Detail: "The run has ended; there is nothing to signal."}
+	}
+	c, err := m.Guest(ctx, account, run.Sandbox)
+	if err != nil {
+		return err
+	}
+	return refused(c.Signal(ctx, id, signal))
+}
