@@ -26,6 +26,9 @@ const (
 	// startLimit bounds the wait for a guest that has been started. A loaded machine takes a few seconds.
 	startLimit = time.Minute
 
+	// panicLog is where gVisor writes when it fails; ours alone, outside of what the sandbox sees.
+	panicLog = "panic.log"
+
 	// minFree is the space of the host's disk below which no sandbox is made.
 	minFree = 256 << 20
 )
@@ -115,9 +118,11 @@ func (e *Engine) create(ctx context.Context, en *entry, k string, spec sandbox.S
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	c, err := container.New(e.conf, container.Args{ID: k, Spec: bundle.spec, BundleDir: bundle.dir})
+	conf := *e.conf
+	conf.PanicLog = filepath.Join(e.sandboxDir(k), panicLog)
+	c, err := container.New(&conf, container.Args{ID: k, Spec: bundle.spec, BundleDir: bundle.dir})
 	if err != nil {
-		return fmt.Errorf("gVisor could not make it: %w", explain(err))
+		return fmt.Errorf("gVisor could not make it: %w%s", explain(err), e.lastWords(k))
 	}
 	en.made = c
 	// No code of the user has run yet, so limits set now hold from the first instruction.
@@ -127,8 +132,8 @@ func (e *Engine) create(ctx context.Context, en *entry, k string, spec sandbox.S
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := c.Start(e.conf); err != nil {
-		return fmt.Errorf("gVisor could not start it: %w", explain(err))
+	if err := c.Start(&conf); err != nil {
+		return fmt.Errorf("gVisor could not start it: %w%s", explain(err), e.lastWords(k))
 	}
 	return e.await(ctx, k, c.SandboxPid())
 }
@@ -215,23 +220,13 @@ func (e *Engine) answers(ctx context.Context, k string) bool {
 	return err == nil
 }
 
-// lastWords returns the end of the guest's log, if it wrote one, as ": …".
+// lastWords returns what gVisor wrote when it failed, if it did, as ": …".
 func (e *Engine) lastWords(k string) string {
-	f, err := openBeneath(e.socketDir(k), "guest.log")
-	if err != nil {
+	data, err := os.ReadFile(filepath.Join(e.sandboxDir(k), panicLog))
+	if err != nil || len(data) == 0 {
 		return ""
 	}
-	defer f.Close()
-	buf := make([]byte, 1024)
-	fi, err := f.Stat()
-	if err != nil || !fi.Mode().IsRegular() {
-		return ""
-	}
-	n, _ := f.ReadAt(buf, max(0, fi.Size()-int64(len(buf)))) // a short read is what there is
-	if n == 0 {
-		return ""
-	}
-	return fmt.Sprintf(": %q", buf[:n])
+	return fmt.Sprintf(": %q", data[:min(len(data), 2048)])
 }
 
 // dialGuest connects to the guest that listens in dir. The sandbox's root may put anything in its place there, so a link is
