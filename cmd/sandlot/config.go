@@ -19,6 +19,7 @@ type config struct {
 	Listen    string
 	Data      string
 	Database  string
+	Toolkit   string
 	DemoModel bool
 	Debug     bool
 
@@ -35,6 +36,7 @@ type config struct {
 func (c *config) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&c.Data, "data", "", "directory for all data (SANDLOT_DATA; default $XDG_DATA_HOME/sandlot or ~/.local/share/sandlot)")
+	f.StringVar(&c.Toolkit, "toolkit", "", "directory in which the Claude Code CLI is, or will be put (SANDLOT_TOOLKIT; default DATA/toolkit)")
 	f.StringVar(&c.Database, "database", "", "sqlite:PATH (SANDLOT_DATABASE; default sqlite:DATA/sandlot.db)")
 }
 
@@ -70,6 +72,7 @@ func (c *config) fill(cmd *cobra.Command, environ []string) error {
 	}
 	text("data", "SANDLOT_DATA", &c.Data)
 	text("database", "SANDLOT_DATABASE", &c.Database)
+	text("toolkit", "SANDLOT_TOOLKIT", &c.Toolkit)
 	text("listen", "SANDLOT_LISTEN", &c.Listen)
 	boolean("demo-model", "SANDLOT_DEMO_MODEL", &c.DemoModel)
 	boolean("debug", "SANDLOT_DEBUG", &c.Debug)
@@ -117,7 +120,11 @@ func (c *config) fillData(env map[string]string) error {
 		return fmt.Errorf("--data: %w", err)
 	}
 	c.Data = abs
-	return nil
+	if c.Toolkit == "" {
+		c.Toolkit = filepath.Join(c.Data, "toolkit")
+	}
+	c.Toolkit, err = filepath.Abs(c.Toolkit)
+	return err
 }
 
 // loadConfig fills c for cmd and makes the data directory.

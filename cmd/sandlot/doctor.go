@@ -79,7 +79,7 @@ func (d *doctor) facts(cfg config) {
 			d.fault(f.What, errors.New(f.Found))
 		}
 	}
-	toolkit := claude.OpenToolkit(claude.ToolkitConfig{Dir: filepath.Join(cfg.Data, "toolkit"), Env: cfg.Env})
+	toolkit := claude.OpenToolkit(claude.ToolkitConfig{Dir: cfg.Toolkit, Env: cfg.Env})
 	if _, err := os.Stat(toolkit.Dir()); err == nil {
 		d.ok("Claude Code", claude.Version+" is installed")
 		return

@@ -88,7 +88,7 @@ func serve(ctx context.Context, cfg config, log *slog.Logger, stdout io.Writer) 
 	if err != nil {
 		return err
 	}
-	toolkit := claude.OpenToolkit(claude.ToolkitConfig{Dir: filepath.Join(cfg.Data, "toolkit"), Env: cfg.Env, Log: log})
+	toolkit := claude.OpenToolkit(claude.ToolkitConfig{Dir: cfg.Toolkit, Env: cfg.Env, Log: log})
 	if err := toolkit.Ensure(ctx); err != nil {
 		return fmt.Errorf("getting Claude Code: %w", err)
 	}

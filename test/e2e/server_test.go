@@ -1,0 +1,272 @@
+// Package e2e tests the real binary: real gVisor, the real Claude Code CLI, a real browser. Only the model is a stand-in.
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/sandlot-dev/sandlot/client"
+)
+
+const adminKey = "slk_of-the-end-to-end-tests"
+
+// patience bounds one step. The machine may be slow and loaded; only what is broken takes so long.
+const patience = 2 * time.Minute
+
+// server is a running `sandlot serve`.
+type server struct {
+	*client.Client
+	url    string
+	signin string // the link that it printed
+	data   string
+	cmd    *exec.Cmd
+	log    *lockedBuffer
+	exited chan struct{}
+}
+
+// options say how a server is started.
+type options struct {
+	data string   // default: a fresh directory
+	env  []string // added
+	args []string // added; default: --demo-model
+	uid  uint32   // default: whoever runs the tests
+}
+
+// binary is the program under test: built by test/run.sh, or now.
+var binary = sync.OnceValues(func() (string, error) {
+	if path := os.Getenv("SANDLOT_TEST_BIN"); path != "" {
+		return path, nil
+	}
+	cmd := exec.Command("make", "--no-print-directory", "build")
+	cmd.Dir = "../.."
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("make build: %w: %s", err, out)
+	}
+	return filepath.Abs("../../bin/sandlot")
+})
+
+// toolkit is the directory of the CLI that all tests share.
+func toolkit() string {
+	if dir := os.Getenv("SANDLOT_TEST_TOOLKIT"); dir != "" {
+		return dir
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		cache = os.TempDir()
+	}
+	return filepath.Join(cache, "sandlot-test", "toolkit")
+}
+
+// dataDir is a directory for a server that any user can reach; it is removed at the end, which fails if a mount is left in it.
+func dataDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "sandlot-e2e-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Errorf("a server's data can't be removed: %v", err)
+		}
+	})
+	return dir
+}
+
+var signinLink = regexp.MustCompile(`(http://[^\s/]+)/signin/\S+`)
+
+// start starts a server and returns when it is ready.
+func start(t *testing.T, o options) *server {
+	t.Helper()
+	path, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &server{data: o.data, log: &lockedBuffer{}, exited: make(chan struct{})}
+	if s.data == "" {
+		s.data = dataDir(t)
+	}
+	if o.args == nil {
+		o.args = []string{"--demo-model"}
+	}
+	s.cmd = exec.Command(path, append([]string{"serve", "--listen=127.0.0.1:0", "--data=" + s.data, "--toolkit=" + toolkit()}, o.args...)...)
+	s.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + s.data, "SANDLOT_ADMIN_KEY=" + adminKey}, o.env...)
+	s.cmd.Stderr = s.log
+	if o.uid != 0 {
+		s.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: o.uid, Gid: o.uid}}
+	}
+	stdout, err := s.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	found := make(chan []string, 1)
+	go func() {
+		defer close(s.exited)
+		for lines := bufio.NewScanner(stdout); lines.Scan(); {
+			if m := signinLink.FindStringSubmatch(lines.Text()); m != nil {
+				found <- m
+			}
+			fmt.Fprintln(s.log, lines.Text())
+		}
+		_ = s.cmd.Wait() // how it ended shows in the log
+	}()
+	t.Cleanup(func() {
+		s.stop(t)
+		if t.Failed() {
+			t.Logf("the server said:\n%s", s.log.String())
+		}
+	})
+	select {
+	case m := <-found:
+		s.signin, s.url = m[0], m[1]
+	case <-s.exited:
+		t.Fatalf("the server ended before it was ready:\n%s", s.log.String())
+	case <-time.After(patience):
+		t.Fatalf("the server is not ready:\n%s", s.log.String())
+	}
+	s.Client = client.New(s.url, adminKey)
+	if err := s.Ready(within(t)); err != nil {
+		t.Fatalf("not ready: %v", err)
+	}
+	return s
+}
+
+// stop ends the sandboxes and the server, as a person would.
+func (s *server) stop(t *testing.T) {
+	t.Helper()
+	select {
+	case <-s.exited:
+		return
+	default:
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	list, err := s.Sandboxes(ctx, client.Filter{})
+	if err != nil {
+		t.Errorf("listing sandboxes at the end: %v", err)
+	}
+	for _, sb := range list.Sandboxes {
+		if sb.State == "terminated" || sb.State == "error" {
+			continue
+		}
+		if _, err := s.Terminate(ctx, sb.ID); err != nil && client.Code(err) != "already_terminated" {
+			t.Errorf("terminating %s at the end: %v", sb.ID, err)
+		}
+	}
+	if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		t.Error(err)
+	}
+	select {
+	case <-s.exited:
+	case <-ctx.Done():
+		t.Error("the server did not end when asked")
+		_ = s.cmd.Process.Kill() // so that nothing is left
+		<-s.exited
+	}
+}
+
+// kill ends the server as a crash would.
+func (s *server) kill(t *testing.T) {
+	t.Helper()
+	if err := s.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	<-s.exited
+}
+
+// within returns a context for one step.
+func within(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// runtimes counts gVisor's processes that work for a data directory.
+func runtimes(t *testing.T, data string) int {
+	t.Helper()
+	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, f := range files {
+		cmdline, err := os.ReadFile(f)
+		if err == nil && bytes.HasPrefix(cmdline, []byte("runsc-")) && bytes.Contains(cmdline, []byte(data+"/")) {
+			n++
+		}
+	}
+	return n
+}
+
+// wantNothingLeft checks that a server's sandboxes left no process and no mount.
+func wantNothingLeft(t *testing.T, data string) {
+	t.Helper()
+	if n := runtimes(t, data); n > 0 {
+		t.Errorf("%d of gVisor's processes are left", n)
+	}
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(mounts), data) {
+		t.Errorf("a mount is left below %s:\n%s", data, mounts)
+	}
+	left, err := os.ReadDir(filepath.Join(data, "local", "sandboxes"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(left) > 0 {
+		t.Errorf("directories of sandboxes are left: %v", left)
+	}
+}
+
+func readAll(t *testing.T, r io.ReadCloser, err error) string {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	data, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+// lockedBuffer is a buffer that a process writes while a test reads.
+type lockedBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
