@@ -85,7 +85,8 @@ func (s *Sessions) mirror(ctx context.Context, h *hub, id string, resumed, giveU
 		return err
 	}
 	m.add(sandbox.SessionEvent{Kind: sandbox.SessionEnd, Data: encode(m.end(run, h.wasInterrupted()))}, m.offset)
-	return m.flush(ctx)
+	// The hub isn't told: readers see the end when follow says that the session is idle, so that whoever sees it can go on at once.
+	return m.record(ctx)
 }
 
 // copy reads the run's output to its end. It returns false if the output is gone before that.
@@ -231,11 +232,18 @@ func (m *mirror) flush(ctx context.Context) error {
 	if len(m.batch) == 0 {
 		return nil
 	}
+	if err := m.record(ctx); err != nil {
+		return err
+	}
+	m.hub.stored(m.next - 1)
+	return nil
+}
+
+func (m *mirror) record(ctx context.Context) error {
 	if err := m.store.AppendSessionEvents(ctx, m.run.Session, m.batch, m.run.ID, m.offset); err != nil {
 		return err
 	}
 	m.batch, m.bytes = nil, 0
-	m.hub.stored(m.next - 1)
 	return nil
 }
 
