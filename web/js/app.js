@@ -15,10 +15,11 @@ import { New } from "./routes/new.js";
 import { Sandbox } from "./routes/sandbox.js";
 import { Sandboxes } from "./routes/sandboxes.js";
 import { Session } from "./routes/session.js";
+import { Sessions } from "./routes/sessions.js";
 import { SignIn } from "./routes/signin.js";
 
 const KEYS = [
-  ["N", "New session"], ["C", "New sandbox"], ["G then S", "Last session"], ["G then B", "Sandboxes"], ["[ and ]", "Question before, after"],
+  ["N", "New session"], ["C", "New sandbox"], ["G then S", "Sessions"], ["G then B", "Sandboxes"], ["[ and ]", "Question before, after"],
   ["Esc", "Stop Claude"], ["Enter", "Send; while Claude works: queue"], ["⇧ Enter", "New line"], ["↑ in an empty field", "Edit the queued message"], ["?", "This list"],
 ];
 
@@ -35,6 +36,8 @@ function title(r) {
       }
       case "sandboxes":
         return "Sandboxes";
+      case "sessions":
+        return "Sessions";
       case "new":
         return "New session";
       case "signin":
@@ -48,7 +51,7 @@ function title(r) {
   return `${name} · Sandlot`;
 }
 
-// LastSession leads from "/" to the session that was used last, if there is one.
+// Start leads from "/" to the session that was used last, if there is one.
 function Start() {
   const list = store.sessions.value || [];
   useEffect(() => {
@@ -64,6 +67,8 @@ function Page() {
       return html`<${Start} />`;
     case "new":
       return html`<${New} />`;
+    case "sessions":
+      return html`<${Sessions} />`;
     case "session":
       return html`<${Session} key=${r.id} id=${r.id} />`;
     case "sandboxes":
@@ -115,7 +120,7 @@ class App extends Component {
   key(e) {
     if (e.defaultPrevented || e.ctrlKey || e.metaKey || e.altKey || e.isComposing || !store.me.value || store.signedOut.value) return;
     if (/^(INPUT|TEXTAREA|SELECT)$/.test(e.target.tagName) || e.target.isContentEditable || document.querySelector("dialog[open]")) return;
-    const act = this.pending === "g" ? { s: () => go("/"), b: () => go("/sandboxes") }[e.key] : { n: () => go("/new"), c: () => this.create(), "?": () => this.setState({ keys: true }) }[e.key];
+    const act = this.pending === "g" ? { s: () => go("/sessions"), b: () => go("/sandboxes") }[e.key] : { n: () => go("/new"), c: () => this.create(), "?": () => this.setState({ keys: true }) }[e.key];
     this.pending = this.pending === "g" ? "" : e.key === "g" ? "g" : "";
     if (!act) return;
     e.preventDefault();

@@ -5,6 +5,7 @@ import { signal } from "./lib.js";
 const ROUTES = [
   ["home", /^\/$/],
   ["new", /^\/new$/],
+  ["sessions", /^\/sessions$/],
   ["session", /^\/session\/(ses_[^/]+)$/],
   ["sandboxes", /^\/sandboxes$/],
   ["sandbox", /^\/sandbox\/(sbx_[^/]+)$/],

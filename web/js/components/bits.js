@@ -1,6 +1,6 @@
 // Small parts that every page uses.
 
-import { Component, cx, html, useEffect, useRef, useState } from "../lib.js";
+import { Component, createRef, cx, html, useEffect, useRef, useState } from "../lib.js";
 import { Icon } from "./icons.js";
 import { ago, fullTime, left, clock } from "../format.js";
 import { now } from "../store.js";
@@ -70,9 +70,13 @@ export const Scoreboard = ({ label, slots, card }) => html`<div class=${cx("scor
 
 // Dialog is a native modal dialog: focus is kept inside, Escape closes it, and focus returns to where it was.
 export class Dialog extends Component {
+  constructor(props) {
+    super(props);
+    this.box = createRef();
+  }
   componentDidMount() {
     this.from = document.activeElement;
-    this.base.showModal();
+    this.box.current.showModal();
   }
   componentWillUnmount() {
     if (this.from && this.from.isConnected) this.from.focus();
@@ -82,7 +86,7 @@ export class Dialog extends Component {
       e.preventDefault();
       onClose();
     };
-    return html`<dialog class="ask-box" aria-labelledby="dialog-title" onCancel=${cancel} onClick=${(e) => e.target === this.base && onClose()}>
+    return html`<dialog class="ask-box" ref=${this.box} aria-labelledby="dialog-title" onCancel=${cancel} onClick=${(e) => e.target === this.box.current && onClose()}>
       <div class="inside"><h2 id="dialog-title">${title}</h2>${children}<div class="acts">${acts}</div></div></dialog>`;
   }
 }

@@ -22,7 +22,7 @@ export function sessionMark(s, t) {
   return { dot: "off", word: "Ended", sub: `Ended · ${plural(s.turns, "turn")}` };
 }
 
-function SessionList() {
+export function SessionList() {
   const list = store.sessions.value;
   const t = store.now.value;
   const here = route.value.name === "session" ? route.value.id : "";
@@ -37,9 +37,9 @@ function SessionList() {
       next.focus();
     }
   };
-  return html`<div class="cap" id="sessions-cap">Sessions</div>
+  return html`<div class="cap">Sessions</div>
     ${list.length === 0 && html`<p class="faint empty-line">Your conversations will be listed here.</p>`}
-    <ul class="sess" aria-labelledby="sessions-cap" onKeyDown=${keys}>${list.map((s) => {
+    <ul class="sess" aria-label="Sessions" onKeyDown=${keys}>${list.map((s) => {
       const m = sessionMark(s, t);
       return html`<li key=${s.id}><a href=${`/session/${s.id}`} class=${s.id === here ? "on" : ""} aria-current=${s.id === here ? "page" : undefined} title=${s.title}>
         <${Dot} kind=${m.dot} word=${m.word} /><span class="two"><span class="cut">${s.title || "Untitled"}</span><span class=${cx("sub cut", m.dot === "bad" && "bad-t")}>${m.sub}</span></span></a></li>`;
@@ -106,7 +106,7 @@ function Tabs() {
   const here = route.value.name;
   const tab = (href, icon, words, on) => html`<a href=${href} class=${on ? "on" : ""} aria-current=${on ? "page" : undefined}><${Icon} name=${icon} />${words}</a>`;
   return html`<nav class="tabbar" aria-label="Sections">
-    ${tab("/", "chat", "Session", here === "session" || here === "home")}${tab("/new", "plus", "New", here === "new")}
+    ${tab("/sessions", "chat", "Sessions", ["session", "sessions", "home"].includes(here))}${tab("/new", "plus", "New", here === "new")}
     ${tab("/sandboxes", "box", "Sandboxes", here === "sandboxes" || here === "sandbox")}</nav>`;
 }
 

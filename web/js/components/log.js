@@ -41,10 +41,6 @@ export class Log extends Component {
     cancelAnimationFrame(this.frame);
   }
 
-  getSnapshotBeforeUpdate() {
-    return null;
-  }
-
   componentDidUpdate(before) {
     const turns = this.props.turns;
     if (turns.length > before.turns.length) {

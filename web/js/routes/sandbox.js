@@ -152,7 +152,7 @@ export function Sandbox({ id }) {
   return html`<header class="top"><a class="btn quiet icon only-phone" href="/sandboxes" aria-label="Back to sandboxes"><${Icon} name="back" /></a>
       <h1 class="cut">${sb.name}</h1><span class=${cx("chip", chip)} data-state=${sb.state}><${Dot} kind=${dot} />${state}</span><span class="grow"></span>
       ${(creating || running) && html`<button type="button" class="btn small danger" onClick=${() => setEnding(true)}>${creating ? "Cancel" : "Terminate"}</button>`}</header>
-    ${!creating && html`<${Scoreboard} label=${`Sandbox ${sb.name}`} slots=${boardOf(sb)} />`}
+    ${!creating && html`<${Scoreboard} label=${`Sandbox ${sb.name}`} slots=${boardOf(sb, true)} />`}
     <div class="page"><div class="wrap">
       <${ProblemNotice} title="The sandbox's state could not be read anew." problem=${problem} />
       ${creating && html`<div class="make"><div class="block"><div class="ph"><h1>Starting your sandbox</h1></div>
@@ -170,12 +170,12 @@ export function Sandbox({ id }) {
 }
 
 // boardOf tells a sandbox's facts as slots; the session's page uses them too.
-export function boardOf(sb) {
+export function boardOf(sb, here = false) {
   const ended = !live(sb);
   const [, dot] = CHIPS[sb.state] || [];
   const ran = sb.started_at && sb.ended_at ? Date.parse(sb.ended_at) - Date.parse(sb.started_at) : null;
   return [
-    { k: "Sandbox", v: html`<a href=${`/sandbox/${sb.id}`}>${sb.name}</a>`, dot },
+    { k: "Sandbox", v: here ? sb.name : html`<a href=${`/sandbox/${sb.id}`}>${sb.name}</a>`, dot },
     { k: "State", v: { creating: "Creating", running: "Running", stopping: "Stopping", error: "Failed", terminated: "Stopped" }[sb.state] || sb.state, of: ended && sb.ended_at ? html`<${Ago} at=${sb.ended_at} />` : null },
     ended ? { k: "Ran for", v: ran === null ? "—" : duration(ran) } : { k: "Stops in", v: html`<${Left} until=${sb.expires_at} />` },
     { k: "Volume", v: sb.volume },

@@ -57,7 +57,7 @@ function Row({ sb, onTerminate }) {
     <td class="r"><span class="row-acts">${d.session && live(sb) && html`<a class="btn small" href=${`/session/${d.session.id}`}>Open</a>`}
       ${sb.state === "creating" && html`<a class="btn small" href=${`/sandbox/${sb.id}`}>Watch</a>`}
       ${live(sb) && sb.state !== "stopping" && html`<button type="button" class="btn small danger" onClick=${() => onTerminate(sb)}>Terminate<span class="vh"> ${sb.name}</span></button>`}
-      ${!live(sb) && html`<a class="btn small" href=${d.session ? `/session/${d.session.id}` : `/sandbox/${sb.id}`}>Look</a>`}</span></td></tr>`;
+      ${!live(sb) && html`<a class="btn small" href=${d.session ? `/session/${d.session.id}` : `/sandbox/${sb.id}`}>Open</a>`}</span></td></tr>`;
 }
 
 const FEW = 12;

@@ -1,6 +1,6 @@
 // A conversation: its log, what Claude is doing, and where to write.
 
-import { Component, batch, createRef, html, useEffect, useMemo, useState } from "../lib.js";
+import { Component, createRef, html, useEffect, useMemo, useState } from "../lib.js";
 import * as api from "../api.js";
 import * as outbox from "../outbox.js";
 import * as store from "../store.js";
@@ -126,7 +126,7 @@ class Page extends Component {
     const log = feed.log.value;
     const title = (session && session.title) || "Session";
     if (!session || !loaded) {
-      return html`<header class="top"><a class="btn quiet icon only-phone" href="/sandboxes" aria-label="Back"><${Icon} name="back" /></a><h1 class="cut">${title}</h1></header>
+      return html`<header class="top"><a class="btn quiet icon only-phone" href="/sessions" aria-label="Back to sessions"><${Icon} name="back" /></a><h1 class="cut">${title}</h1></header>
         <div class="page"><div class="wrap narrow">${trouble ? html`<${ProblemNotice} title="The conversation could not be read." problem=${trouble} acts=${html`<button type="button" class="btn small" onClick=${feed.retry}>Try again</button>`} />` : html`<${Skeleton} rows=${6} />`}</div></div>`;
     }
     const sb = nextSandbox(session);
@@ -137,7 +137,7 @@ class Page extends Component {
     const last = log.turns[log.turns.length - 1];
     const cwd = (log.init && log.init.cwd) || (sb && sb.workdir) || "/workspace";
     const why = ended ? "waits for a sandbox" : sb.state === "creating" ? "sent when the sandbox is ready" : busy ? "sent when Claude is done" : "waits for the connection";
-    return html`<header class="top"><a class="btn quiet icon only-phone" href="/sandboxes" aria-label="Back to sandboxes"><${Icon} name="back" /></a><h1 class="cut" title=${title}>${title}</h1><span class="grow"></span></header>
+    return html`<header class="top"><a class="btn quiet icon only-phone" href="/sessions" aria-label="Back to sessions"><${Icon} name="back" /></a><h1 class="cut" title=${title}>${title}</h1><span class="grow"></span></header>
       <${Scoreboard} label=${sb ? `Sandbox ${sb.name}` : "Session"} slots=${slots(session, sb, log)} />
       <section class="talk" aria-label="Conversation">
         <${Log} ref=${this.log} turns=${log.turns} busy=${busy} cwd=${cwd} name=${store.me.value && store.me.value.account_name} sent=${sent} onAgain=${ended ? null : (text) => this.send(text, "")}>
