@@ -25,7 +25,9 @@ func (p *Problem) Error() string {
 	var b strings.Builder
 	b.WriteString(p.Detail)
 	for _, e := range p.Errors {
-		b.WriteString("; " + e.Location + ": " + e.Message)
+		if !strings.Contains(p.Detail, e.Message) {
+			b.WriteString("; " + e.Location + ": " + e.Message)
+		}
 	}
 	if p.Code != "" {
 		b.WriteString(" (" + p.Code + ")")

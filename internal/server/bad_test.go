@@ -15,6 +15,7 @@ import (
 	"github.com/sandlot-dev/sandlot/internal/lifecycle"
 	"github.com/sandlot-dev/sandlot/internal/sandbox"
 	"github.com/sandlot-dev/sandlot/internal/server"
+	"github.com/sandlot-dev/sandlot/internal/server/servertest"
 )
 
 // ask does a request with the rig's key and returns the answer with its body read.
@@ -278,7 +279,7 @@ func TestOtherAccountsSeeNothing(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
 	*r.Manager = *strictManager(r.Account)
-	_, other := addAccount(t, r.Store, "second")
+	_, other := servertest.AddAccount(t, r.Store, "second")
 	const id = "/sandbox/sbx_01J00000000000000000000001"
 	mine, body := r.ask(t, "GET", id, "")
 	if mine.StatusCode != 200 {

@@ -20,6 +20,7 @@ import (
 	"github.com/sandlot-dev/sandlot/internal/guest"
 	"github.com/sandlot-dev/sandlot/internal/sandbox"
 	"github.com/sandlot-dev/sandlot/internal/server"
+	"github.com/sandlot-dev/sandlot/internal/server/servertest"
 )
 
 const live = "sbx_01J00000000000000000000001"
@@ -174,6 +175,7 @@ func TestLeavingEndsTheStreamOnly(t *testing.T) {
 	ended := make(chan struct{})
 	*r.Manager = *script(make(chan struct{}), ended, end) // never gets on
 	ctx, leave := context.WithCancel(t.Context())
+	defer leave()
 	for e, err := range r.Exec(ctx, live, api.Exec{Argv: []string{"x"}}) {
 		if e.Start != nil {
 			leave()
@@ -255,7 +257,7 @@ func TestEventsAreFollowed(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	other, _ := addAccount(t, r.Store, "second")
+	other, _ := servertest.AddAccount(t, r.Store, "second")
 	for id, account := range map[sandbox.ID]string{live: r.Account, "sbx_01J00000000000000000000002": other} { // tells "accepted" of each
 		if err := r.Store.Admit(t.Context(), sandbox.Sandbox{ID: id, Account: account, State: sandbox.Creating, Run: "1"}); err != nil {
 			t.Fatal(err)

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -20,6 +19,7 @@ import (
 	"github.com/sandlot-dev/sandlot/internal/lifecycle"
 	"github.com/sandlot-dev/sandlot/internal/sandbox"
 	"github.com/sandlot-dev/sandlot/internal/server"
+	"github.com/sandlot-dev/sandlot/internal/server/servertest"
 	"github.com/sandlot-dev/sandlot/internal/store"
 )
 
@@ -158,24 +158,6 @@ func (s *stubSessions) Interrupt(ctx context.Context, _, session string) error {
 	return err
 }
 
-// logBuffer is a log that tests can read.
-type logBuffer struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 // rig is a server over stubs and a real store.
 type rig struct {
 	*client.Client
@@ -185,7 +167,7 @@ type rig struct {
 	Store    *store.Store
 	Manager  *stubManager
 	Sessions *stubSessions
-	Log      *logBuffer
+	Log      *servertest.Log
 	Stop     func() // shuts the server down and waits; may be called twice
 }
 
@@ -202,8 +184,8 @@ func newRig(t *testing.T, change func(*server.Config)) *rig {
 			t.Error(err)
 		}
 	})
-	r := &rig{Store: st, Manager: &stubManager{}, Sessions: &stubSessions{}, Log: &logBuffer{}}
-	r.Account, r.Key = addAccount(t, st, "first")
+	r := &rig{Store: st, Manager: &stubManager{}, Sessions: &stubSessions{}, Log: &servertest.Log{}}
+	r.Account, r.Key = servertest.AddAccount(t, st, "first")
 	cfg := server.Config{
 		Manager: r.Manager, Sessions: r.Sessions, Store: st, Version: "1.2.3",
 		Log: slog.New(slog.NewTextHandler(r.Log, &slog.HandlerOptions{Level: slog.LevelDebug})), Grace: 2 * time.Second,
@@ -234,21 +216,6 @@ func newRig(t *testing.T, change func(*server.Config)) *rig {
 	r.Client.Backoff = time.Millisecond
 	t.Cleanup(r.Client.HTTP.CloseIdleConnections)
 	return r
-}
-
-// addAccount makes an account with a key.
-func addAccount(t *testing.T, st *store.Store, name string) (account, secret string) {
-	t.Helper()
-	a, _, err := st.EnsureAccount(t.Context(), name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	secret, key := server.NewKey()
-	key.Account, key.Name = a.ID, "test"
-	if err := st.PutKey(t.Context(), key); err != nil {
-		t.Fatal(err)
-	}
-	return a.ID, secret
 }
 
 // agedStore issues sign-in tokens that have expired.
