@@ -25,6 +25,7 @@ import (
 	"github.com/sandlot-dev/sandlot/internal/engine/local"
 	"github.com/sandlot-dev/sandlot/internal/gateway"
 	"github.com/sandlot-dev/sandlot/internal/lifecycle"
+	"github.com/sandlot-dev/sandlot/internal/sandbox"
 	"github.com/sandlot-dev/sandlot/internal/server"
 	"github.com/sandlot-dev/sandlot/internal/store"
 	"github.com/sandlot-dev/sandlot/web"
@@ -105,7 +106,8 @@ func serve(ctx context.Context, cfg config, log *slog.Logger, stdout io.Writer) 
 	}
 
 	mgr, err := lifecycle.New(lifecycle.Config{
-		Store: st, Engines: []engine.Engine{eng}, Gateway: gw, Env: env, Prepare: claude.Prepare, Log: log,
+		Store: st, Engines: []engine.Engine{eng}, Gateway: gw, Env: env, Prepare: claude.FirstRun{Token: gw.Token}.Prepare, Log: log,
+		EnvOf: func(sb sandbox.Sandbox) map[string]string { return claude.HomeEnv(sb.Spec.Workdir) },
 	})
 	if err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"path"
 
 	"github.com/sandlot-dev/sandlot/internal/guest"
+	"github.com/sandlot-dev/sandlot/internal/sandbox"
 )
 
 // Version is the version of the CLI that sandboxes get. Its protocol is not documented in full, so a new version comes with
@@ -58,7 +59,7 @@ func Env(agentIsRoot bool) map[string]string {
 
 // command returns how a turn is run. The prompt goes to standard input: it may be long, and begin with a dash. What a caller
 // chose stands in the form --flag=value, so that it can't become a flag of its own.
-func command(p Prompt, uuid string, resume bool, workdir, run string) guest.Command {
+func command(p Prompt, uuid string, resume bool, spec sandbox.Spec, run string) guest.Command {
 	argv := []string{Program, "-p", "--output-format", "stream-json", "--verbose", "--include-partial-messages"}
 	if resume {
 		argv = append(argv, "--resume="+uuid)
@@ -69,8 +70,12 @@ func command(p Prompt, uuid string, resume bool, workdir, run string) guest.Comm
 	if p.Model != "" {
 		argv = append(argv, "--model="+p.Model)
 	}
+	env := HomeEnv(spec.Workdir)
+	if spec.Env["HOME"] != "" { // the sandbox's maker wants another; where transcripts are is ours to say
+		delete(env, "HOME")
+	}
 	return guest.Command{
-		ID: run, Argv: argv, Env: HomeEnv(workdir), Dir: workdir, User: guest.UserAgent,
+		ID: run, Argv: argv, Env: env, Dir: spec.Workdir, User: guest.UserAgent,
 		Stdio: guest.StdioPTYStdout, Stdin: []byte(p.Text),
 	}
 }

@@ -151,7 +151,7 @@ func (s *Sessions) start(ctx context.Context, h *hub, p Prompt, sb sandbox.Sandb
 			return Turn{}, false, err
 		}
 	}
-	cmd := command(p, ses.UUID, resume, sb.Spec.Workdir, run.ID)
+	cmd := command(p, ses.UUID, resume, sb.Spec, run.ID)
 	run.Argv = cmd.Argv
 	ev := sandbox.SessionEvent{Seq: ses.LastSeq + 1, Run: run.ID, Kind: sandbox.SessionPrompt,
 		Data: encode(promptData{Type: "prompt", Text: p.Text, Run: run.ID})}

@@ -189,6 +189,9 @@ func (k *keeper) connect(ctx context.Context, sb sandbox.Sandbox) (*guest.Client
 	if env == nil {
 		env = make(map[string]string)
 	}
+	if k.m.cfg.EnvOf != nil {
+		maps.Copy(env, k.m.cfg.EnvOf(sb))
+	}
 	maps.Copy(env, sb.Spec.Env)
 	var gateway http.Handler
 	if k.m.cfg.Gateway != nil {
@@ -208,7 +211,7 @@ func (k *keeper) connect(ctx context.Context, sb sandbox.Sandbox) (*guest.Client
 
 // hold does what Running asks for: keep the connection, and see when the run is gone.
 func (k *keeper) hold(ctx context.Context, sb sandbox.Sandbox) error {
-	const steady = 10 * time.Second // a connection that lasted so long was a good one
+	const steady = time.Second // a connection that lasted so long was a good one
 	for failures := 0; ctx.Err() == nil; failures++ {
 		c, _ := k.current()
 		began := time.Now()
@@ -234,7 +237,7 @@ func (k *keeper) hold(ctx context.Context, sb sandbox.Sandbox) error {
 		if gone, reason := k.gone(ctx, sb); gone {
 			return k.lost(ctx, sb, reason)
 		}
-		pause(ctx, backoff(failures+1, 50*time.Millisecond, 10*time.Second))
+		pause(ctx, backoff(failures+1, 50*time.Millisecond, 2*time.Second))
 	}
 	return nil
 }

@@ -52,7 +52,9 @@ type Config struct {
 	Store   Store
 	Engines []engine.Engine   // the first is the default
 	Gateway Gateway           // nil = none
-	Env     map[string]string // of every process in every sandbox: PATH, HOME, …
+	Env     map[string]string // of every process in every sandbox: PATH, …
+	// EnvOf adds what depends on the sandbox, such as HOME. nil = nothing.
+	EnvOf func(sandbox.Sandbox) map[string]string
 	// Prepare is called when a sandbox's guest is up, before the sandbox is running. A sandbox for which it fails ends as Error. It
 	// may be called again for the same sandbox. nil = nothing to prepare.
 	Prepare func(ctx context.Context, c *guest.Client, sb sandbox.Sandbox) error
