@@ -44,13 +44,16 @@ func (m *Manager) Create(ctx context.Context, req Request) (sandbox.Sandbox, err
 	return m.cfg.Store.Sandbox(settle, sb.Account, id)
 }
 
-// WaitReady returns once the sandbox is running. If it comes to another end, that is a Problem.
+// WaitReady returns once the sandbox is running. If it comes to another end, that is a Problem. With an error comes what was last
+// known of the sandbox, if anything.
 func (m *Manager) WaitReady(ctx context.Context, account string, id sandbox.ID) (sandbox.Sandbox, error) {
 	var sb sandbox.Sandbox
 	err := m.until(ctx, func() (bool, error) {
-		var err error
-		sb, err = m.cfg.Store.Sandbox(ctx, account, id)
-		return sb.State != sandbox.Creating, err
+		now, err := m.cfg.Store.Sandbox(ctx, account, id)
+		if err == nil {
+			sb = now
+		}
+		return now.State != sandbox.Creating, err
 	})
 	if err == nil && sb.State != sandbox.Running {
 		err = notRunning(sb)

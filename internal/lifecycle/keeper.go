@@ -110,14 +110,18 @@ func (k *keeper) once(ctx context.Context) (again bool, err error) {
 	}
 	switch sb.State {
 	case sandbox.Creating:
-		return true, k.create(step, sb)
+		err = k.create(step, sb)
 	case sandbox.Running:
-		return true, k.hold(step, sb)
+		err = k.hold(step, sb)
 	case sandbox.Stopping:
 		return k.destroy(ctx, sb) // not the step's: nobody takes back a stop
 	default:
 		return false, nil
 	}
+	if step.Err() != nil {
+		return true, nil // it was told to look again; what failed by that is no fault
+	}
+	return true, err
 }
 
 func (k *keeper) leave() {

@@ -315,18 +315,20 @@ func (m *Manager) Run(ctx context.Context, account, id string) (sandbox.Run, err
 	return m.cfg.Store.Run(ctx, account, id)
 }
 
-// Runs lists the runs of a sandbox, newest first; limit 0 means as many as the store gives.
-func (m *Manager) Runs(ctx context.Context, account string, id sandbox.ID, limit int) ([]sandbox.Run, error) {
-	return m.cfg.Store.Runs(ctx, account, id, limit)
+// Runs lists the runs of a sandbox, newest first, as many as the store gives at once.
+func (m *Manager) Runs(ctx context.Context, account string, id sandbox.ID) ([]sandbox.Run, error) {
+	return m.cfg.Store.Runs(ctx, account, id, 0)
 }
 
-// WaitRun returns once the run's end is recorded.
+// WaitRun returns once the run's end is recorded. With an error comes what was last known of the run, if anything.
 func (m *Manager) WaitRun(ctx context.Context, account, id string) (sandbox.Run, error) {
 	var run sandbox.Run
 	err := m.until(ctx, func() (bool, error) {
-		var err error
-		run, err = m.cfg.Store.Run(ctx, account, id)
-		return run.State != sandbox.RunRunning, err
+		now, err := m.cfg.Store.Run(ctx, account, id)
+		if err == nil {
+			run = now
+		}
+		return now.State != sandbox.RunRunning, err
 	})
 	return run, err
 }

@@ -33,8 +33,10 @@ func (m *Manager) Terminate(ctx context.Context, account string, id sandbox.ID, 
 		return sb, m.unkept(sb)
 	}
 	err = m.until(ctx, func() (bool, error) {
-		var err error
-		sb, err = m.cfg.Store.Sandbox(ctx, account, id)
+		now, err := m.cfg.Store.Sandbox(ctx, account, id)
+		if err == nil {
+			sb = now
+		}
 		return sb.State.Terminal(), err
 	})
 	if err != nil {

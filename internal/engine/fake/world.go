@@ -158,6 +158,7 @@ type run struct {
 	mu     sync.Mutex
 	server *guest.Server // nil until it is whole
 	reason string        // why it is gone
+	conns  []net.Conn    // the guest's ends of what Dial returned
 	wg     sync.WaitGroup
 }
 
@@ -198,12 +199,15 @@ func (r *run) markGone(reason string) {
 	}
 }
 
-// end kills what runs and returns when it is dead.
+// end kills what runs and returns when it is dead. Nobody hears of it from the guest, as if that had died first.
 func (r *run) end(reason string) {
 	r.markGone(reason)
 	r.mu.Lock()
-	server := r.server
+	server, conns := r.server, r.conns
 	r.mu.Unlock()
+	for _, c := range conns {
+		_ = c.Close() // a pipe; it can't fail
+	}
 	if server != nil {
 		now, cancel := context.WithCancel(context.Background())
 		cancel() // no grace
@@ -222,6 +226,7 @@ func (r *run) dial() (net.Conn, error) {
 		return nil, fmt.Errorf("fake: dial: %w: the guest isn't up yet", sandbox.ErrUnavailable)
 	}
 	host, inside := net.Pipe()
+	r.conns = append(r.conns, inside)
 	server := r.server
 	r.wg.Go(func() { _ = server.ServeConn(context.Background(), inside) }) // it ends with the guest or the connection; how is the caller's to see
 	return host, nil
