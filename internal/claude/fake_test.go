@@ -192,6 +192,7 @@ type fakeRunner struct {
 	mu      sync.Mutex
 	runs    map[string]*fakeRun
 	signals []string
+	fails   []error // of the next reads of output, each once
 	onStart func()
 }
 
@@ -259,6 +260,17 @@ func (r *fakeRunner) Signal(_ context.Context, _, run, signal string) error {
 	return nil
 }
 
+func (r *fakeRunner) fail() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.fails) == 0 {
+		return nil
+	}
+	err := r.fails[0]
+	r.fails = r.fails[1:]
+	return err
+}
+
 func (r *fakeRunner) signalled() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -275,9 +287,7 @@ type fakeRun struct {
 	run     sandbox.Run
 	frames  []guest.Frame
 	next    int64
-	fails   []error // of the next calls of output, each once
-	gone    bool    // the journal is
-	reads   int
+	gone    bool // the journal is
 	changed chan struct{}
 }
 
@@ -325,16 +335,10 @@ func (f *fakeRun) lose(reason string) {
 
 func (f *fakeRun) output(ctx context.Context, offset int64) iter.Seq2[guest.Frame, error] {
 	return func(yield func(guest.Frame, error) bool) {
-		f.mu.Lock()
-		f.reads++
-		if len(f.fails) > 0 {
-			err := f.fails[0]
-			f.fails = f.fails[1:]
-			f.mu.Unlock()
+		if err := f.r.fail(); err != nil {
 			yield(guest.Frame{}, err)
 			return
 		}
-		f.mu.Unlock()
 		for i := 0; ; {
 			f.mu.Lock()
 			gone, frames, changed := f.gone, f.frames, f.changed

@@ -72,6 +72,15 @@ func TestEnv(t *testing.T) {
 	}
 }
 
+func TestCommandKeepsTheUsersHome(t *testing.T) {
+	t.Parallel()
+	cmd := command(Prompt{PermissionMode: "plan"}, "u", true, sandbox.Spec{Workdir: "/w", Env: map[string]string{"HOME": "/h"}}, "run_1")
+	if _, ok := cmd.Env["HOME"]; ok || cmd.Env["CLAUDE_CONFIG_DIR"] != "/w/.sandlot/home/.claude" ||
+		!slices.Contains(cmd.Argv, "--resume=u") || !slices.Contains(cmd.Argv, "--permission-mode=plan") {
+		t.Errorf("command %+v", cmd)
+	}
+}
+
 // oneFile is a file system that holds what is written to it.
 type oneFile struct {
 	files   map[string]string

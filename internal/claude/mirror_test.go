@@ -89,7 +89,6 @@ func TestLostWithoutARestart(t *testing.T) {
 			break
 		}
 	}
-	run.fails = []error{errors.New("the connection broke")}
 	run.lose("gone")
 	evs := w.collect(turn.Session.ID, 0)
 	if last := evs[len(evs)-1]; last.Seq != 5 {
@@ -174,21 +173,12 @@ func TestOutputThatBreaksOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		defer w.stop()
+		w.runner.fails = []error{errors.New("one"), errors.New("two")}
 		turn, run := w.prompt(claude.Prompt{Text: "go"})
-		synctest.Wait()
-		// The next passes fail; what was written in between is there all the same.
-		run.change(func() {
-			run.fails = []error{errors.New("one"), errors.New("two")}
-			run.frames = append(run.frames, guest.Frame{Kind: guest.End}, guest.Frame{Kind: guest.Stdout, Data: []byte(line(1) + "\n")})
-		})
-		synctest.Wait()
-		run.change(func() {
-			run.frames = run.frames[1:]
-			run.next = int64(len(line(1)) + 1)
-		})
+		run.stdout(line(1), partial(2), line(3))
 		run.exit(0)
 		evs := w.collect(turn.Session.ID, 0)
-		if e := endOf(t, evs); e.State != "exited" {
+		if e := endOf(t, evs); e.State != "exited" || len(w.stored(turn.Session.ID)) != 4 {
 			t.Errorf("events\n%s", show(evs))
 		}
 	})
@@ -199,14 +189,12 @@ func TestOutputThatStaysBroken(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
-		w.stop()
-		w.serve()
-		defer w.stop()
+		defer func() { w.stop() }()
 		turn, run := w.prompt(claude.Prompt{Text: "go"})
 		synctest.Wait()
 		w.stop()
 		for range 100 {
-			run.fails = append(run.fails, errors.New("it can't be read"))
+			w.runner.fails = append(w.runner.fails, errors.New("it can't be read"))
 		}
 		run.exit(3)
 		w.serve()
