@@ -8,4 +8,5 @@ var (
 
 	ReapOnce      = (*Manager).reapOnce
 	ReconcileOnce = (*Manager).reconcileOnce
+	Record        = (*Manager).record
 )
