@@ -120,7 +120,7 @@ func (e *Engine) create(ctx context.Context, en *entry, k string, spec sandbox.S
 	}
 	conf := *e.conf
 	conf.PanicLog = filepath.Join(e.sandboxDir(k), panicLog)
-	c, err := container.New(&conf, container.Args{ID: k, Spec: bundle.spec, BundleDir: bundle.dir})
+	c, err := newContainer(&conf, container.Args{ID: k, Spec: bundle.spec, BundleDir: bundle.dir})
 	if err != nil {
 		return fmt.Errorf("gVisor could not make it: %w%s", explain(err), e.lastWords(k))
 	}

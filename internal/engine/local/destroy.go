@@ -55,13 +55,23 @@ func (e *Engine) destroy(ctx context.Context, en *entry, k string) error {
 		return err // the files of a living sandbox stay
 	}
 	errs = append(errs, e.cgroups.remove(ctx, k))
-	for _, name := range []string{k + "_sandbox:" + k + ".state", k + "_sandbox:" + k + ".lock", "runsc-" + k + ".sock"} {
-		if err := os.Remove(filepath.Join(e.conf.RootDir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
-			errs = append(errs, err)
-		}
+	for _, name := range []string{"_sandbox:" + k + ".state", "_sandbox:" + k + ".lock"} {
+		errs = append(errs, remove(filepath.Join(e.conf.RootDir, k+name)))
+	}
+	// Where the path would be longer than a socket's address can be, gVisor makes its control socket elsewhere.
+	for _, dir := range []string{e.conf.RootDir, "/var/run", "/run", "/tmp"} {
+		errs = append(errs, remove(filepath.Join(dir, "runsc-"+k+".sock")))
 	}
 	errs = append(errs, os.RemoveAll(e.sandboxDir(k))) // last: it is the label
 	return errors.Join(errs...)
+}
+
+// remove removes a file that may not be there.
+func remove(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // List implements engine.Engine. It finds runs by their directories, by gVisor's state files and by its processes, since after

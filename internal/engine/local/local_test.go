@@ -200,8 +200,8 @@ func traces(t *testing.T) string {
 			continue
 		}
 		if strings.Contains(string(stat), "\nPPid:\t"+self+"\n") {
-			name, _, _ := strings.Cut(string(stat), "\n")
-			fmt.Fprintln(&b, "process", name)
+			cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)) // empty for a zombie
+			fmt.Fprintf(&b, "process %d %q %.80q\n", pid, cmdline, stat)
 		}
 	}
 	mounts, err := os.ReadFile("/proc/self/mounts")

@@ -14,6 +14,7 @@ import (
 	"gvisor.dev/gvisor/pkg/log"
 	"gvisor.dev/gvisor/runsc/cli/maincli"
 	"gvisor.dev/gvisor/runsc/config"
+	"gvisor.dev/gvisor/runsc/container"
 	"gvisor.dev/gvisor/runsc/flag"
 	"gvisor.dev/gvisor/runsc/specutils"
 
@@ -119,6 +120,16 @@ func releaseRuntime() {
 	os.Stdin, os.Stdout, os.Stderr = runtime.stdin, runtime.out, runtime.errFile
 	_ = runtime.null.Close() // nothing was written to it
 }
+
+// newContainer calls container.New, one at a time in this process: it forks, and meanwhile holds descriptors that a fork on behalf
+// of another sandbox would pass on. The other's sentry refuses to start when it finds a directory among its descriptors.
+func newContainer(conf *config.Config, args container.Args) (*container.Container, error) {
+	forking.Lock()
+	defer forking.Unlock()
+	return container.New(conf, args)
+}
+
+var forking sync.Mutex
 
 // logWriter takes gVisor's log lines over into ours, for those who debug.
 type logWriter struct{ log *slog.Logger }
