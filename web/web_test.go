@@ -37,7 +37,7 @@ func read(t *testing.T, endings ...string) map[string]string {
 }
 
 var (
-	importing = regexp.MustCompile(`(?:from|import)\s*\(?\s*["']([^"'$]+)["']`)
+	importing = regexp.MustCompile(`\b(?:from|import)\s*\(?\s*"([.@a-z][^"\s]*)"`)
 	linked    = regexp.MustCompile(`(?:src|href)="(/[^"]+)"`)
 )
 
