@@ -20,7 +20,7 @@ var (
 
 // friendlyName is a name for people, of two words. It need not be unique.
 func friendlyName() string {
-	return manners[rand.IntN(len(manners))] + "-" + animals[rand.IntN(len(animals))] //nolint:gosec // no secret
+	return manners[rand.IntN(len(manners))] + "-" + animals[rand.IntN(len(animals))]
 }
 
 // span says d as people do: "1 h 30 min". Below a minute it keeps the seconds only.
