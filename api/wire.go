@@ -28,4 +28,5 @@ const (
 	EventOutput  = "output"  // data: Output
 	EventGap     = "gap"     // data: Gap
 	EventExit    = "exit"    // data: Run
+	EventFailed  = "failed"  // data: Event of kind "error"; on every stream the name "error" is a Problem's
 )

@@ -88,25 +88,42 @@ type lineReader struct {
 func (l *lineReader) next() ([]byte, error) {
 	var line []byte
 	for {
-		b, err := l.r.ReadByte()
-		if err != nil {
+		if _, err := l.r.Peek(1); err != nil {
 			return nil, err
 		}
-		if b == '\n' && l.cr && len(line) == 0 {
+		chunk, _ := l.r.Peek(l.r.Buffered()) // what is buffered is there
+		if l.cr {
 			l.cr = false
-			continue
-		}
-		l.cr = b == '\r'
-		if b == '\n' || b == '\r' {
-			if !l.begun {
-				l.begun = true
-				line = bytes.TrimPrefix(line, []byte("\uFEFF"))
+			if chunk[0] == '\n' {
+				_, _ = l.r.Discard(1) // it is there
+				continue
 			}
-			return line, nil
 		}
-		if l.left--; l.left < 0 {
+		end := bytes.IndexByte(chunk, '\n')
+		before := chunk
+		if end >= 0 {
+			before = chunk[:end]
+		}
+		if cr := bytes.IndexByte(before, '\r'); cr >= 0 {
+			end, l.cr = cr, true
+		}
+		n := end
+		if n < 0 {
+			n = len(chunk)
+		}
+		if l.left -= n; l.left < 0 {
 			return nil, ErrEventTooLong
 		}
-		line = append(line, b)
+		line = append(line, chunk[:n]...)
+		if end < 0 {
+			_, _ = l.r.Discard(n) // it is there
+			continue
+		}
+		_, _ = l.r.Discard(n + 1) // it is there
+		if !l.begun {
+			l.begun = true
+			line = bytes.TrimPrefix(line, []byte("\uFEFF"))
+		}
+		return line, nil
 	}
 }

@@ -20,7 +20,7 @@ func (s *Server) accountRoutes(h huma.API) {
 	add(s, h, strict(huma.Operation{
 		OperationID: "list-events", Method: http.MethodGet, Path: "/event", Tags: tags, Summary: "What happened to the sandboxes",
 		Description: "A list, oldest first, or with `Accept: text/event-stream` a stream that goes on.",
-		Responses:   answers(h, api.EventList{}, "Events named by their kind, with data as in the list. The stream has no end."),
+		Responses:   answers(h, api.EventList{}, "Events named by their kind (`failed` for `error`), with data as in the list. The stream has no end."),
 	}), s.listEvents)
 	add(s, h, s.free(huma.Operation{
 		OperationID: "sign-in", Method: http.MethodPost, Path: "/signin", Tags: tags, Summary: "Exchange an API key for a cookie",

@@ -18,8 +18,16 @@ import (
 	"github.com/sandlot-dev/sandlot/internal/server/servertest"
 )
 
+// reply is an answer without its body.
+type reply struct {
+	StatusCode    int
+	Header        http.Header
+	Cookies       []*http.Cookie
+	ContentLength int64
+}
+
 // ask does a request with the rig's key and returns the answer with its body read.
-func (r *rig) ask(t *testing.T, method, path, body string, header ...string) (*http.Response, string) {
+func (r *rig) ask(t *testing.T, method, path, body string, header ...string) (reply, string) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, r.URL+path, strings.NewReader(body))
 	if err != nil {
@@ -49,7 +57,7 @@ func (r *rig) ask(t *testing.T, method, path, body string, header ...string) (*h
 	if err != nil {
 		t.Fatalf("%s %s: %v", method, path, err)
 	}
-	return res, string(b)
+	return reply{res.StatusCode, res.Header, res.Cookies(), res.ContentLength}, string(b)
 }
 
 // notFound is what the manager says of what it doesn't know.

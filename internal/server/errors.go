@@ -95,7 +95,7 @@ func problemOf(err error) *problem {
 		if told {
 			p.Code = cmp.Or(said.Code, p.Code)
 			p.Detail = cmp.Or(sentence(said.Detail), p.Detail)
-			p.at(said.Field, said.Detail)
+			p = p.at(said.Field, said.Detail)
 		}
 		return p
 	}
@@ -166,7 +166,7 @@ func humaProblem(status int, msg string, errs []error) *problem {
 	}
 	p := refuse(http.StatusBadRequest, "invalid_request", "%s", sentence(msg))
 	for _, e := range errs {
-		d, ok := e.(huma.ErrorDetailer) //nolint:errorlint // huma puts its own type here, never wrapped
+		d, ok := e.(huma.ErrorDetailer)
 		if !ok {
 			continue
 		}

@@ -25,33 +25,34 @@ func (s *Server) fileRoutes(h huma.API) {
 	read["200"].Content["application/octet-stream"] = bytes
 	const route = "/sandbox/{id}/files/{path...}"
 	add(s, h, strict(huma.Operation{
-		OperationID: "read-file", Method: http.MethodGet, Path: route, Tags: tags, Summary: "Read a file or list a directory",
+		OperationID: "read-file", Method: http.MethodGet, Path: route, Tags: tags, Parameters: pathParam, Summary: "Read a file or list a directory",
 		Description: "A file is answered with as bytes, a directory as JSON. The path is relative to the sandbox's root.", Responses: read,
 	}), s.readFile)
 	add(s, h, strict(huma.Operation{
-		OperationID: "write-file", Method: http.MethodPut, Path: route, Tags: tags, Summary: "Write a file",
+		OperationID: "write-file", Method: http.MethodPut, Path: route, Tags: tags, Parameters: pathParam, Summary: "Write a file",
 		Description: "Whole or not at all. Directories above it are made.",
 		RequestBody: &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{"application/octet-stream": bytes}},
 	}), s.writeFile)
 	add(s, h, strict(huma.Operation{
-		OperationID: "delete-file", Method: http.MethodDelete, Path: route, Tags: tags, Summary: "Delete a file or a directory with all that is in it",
+		OperationID: "delete-file", Method: http.MethodDelete, Path: route, Tags: tags, Parameters: pathParam, Summary: "Delete a file or a directory with all that is in it",
 	}), s.deleteFile)
 }
 
-type fileInput struct {
-	SandboxInput
-	Path string `path:"path" doc:"Path in the sandbox." example:"workspace/main.go"`
-}
+// pathParam describes the rest of the route, which huma doesn't take for a parameter when it is empty: the root.
+var pathParam = []*huma.Param{{
+	Name: "path", In: "path", Required: true, Description: "Path in the sandbox, from its root.", Example: "workspace/main.go",
+	Schema: &huma.Schema{Type: huma.TypeString},
+}}
 
-// abs is the path in the sandbox that in names.
-func (in *fileInput) abs() string { return path.Clean("/" + in.Path) }
+// fileOf is the path in the sandbox that a request names.
+func fileOf(c *call) string { return path.Clean("/" + c.r.PathValue("path")) }
 
-func (s *Server) readFile(ctx context.Context, c *call, in *fileInput) (*huma.StreamResponse, error) {
+func (s *Server) readFile(ctx context.Context, c *call, in *SandboxInput) (*huma.StreamResponse, error) {
 	g, err := s.cfg.Manager.Guest(ctx, c.account, sandbox.ID(in.ID))
 	if err != nil {
 		return nil, err
 	}
-	name := in.abs()
+	name := fileOf(c)
 	r, file, err := g.ReadFile(ctx, name)
 	if e, ok := errors.AsType[*guest.Error](err); ok && e.Code == "is_directory" {
 		entries, err := g.ReadDir(ctx, name)
@@ -92,13 +93,13 @@ func sendFile(c *call, r io.ReadCloser, file guest.File, name string) {
 	}
 }
 
-func (s *Server) writeFile(ctx context.Context, c *call, in *fileInput) (*body[api.File], error) {
+func (s *Server) writeFile(ctx context.Context, c *call, in *SandboxInput) (*body[api.File], error) {
 	g, err := s.cfg.Manager.Guest(ctx, c.account, sandbox.ID(in.ID))
 	if err != nil {
 		return nil, err
 	}
 	from := &patientReader{c: c, timeout: s.cfg.ReadTimeout}
-	file, err := g.WriteFile(ctx, in.abs(), from, 0)
+	file, err := g.WriteFile(ctx, fileOf(c), from, 0)
 	_ = c.w.control.SetReadDeadline(time.Time{}) // not supported = none was set
 	if err != nil {
 		if cause := from.err.Load(); cause != nil {
@@ -125,10 +126,10 @@ func (p *patientReader) Read(b []byte) (int, error) {
 	return n, err
 }
 
-func (s *Server) deleteFile(ctx context.Context, c *call, in *fileInput) (*struct{}, error) {
+func (s *Server) deleteFile(ctx context.Context, c *call, in *SandboxInput) (*struct{}, error) {
 	g, err := s.cfg.Manager.Guest(ctx, c.account, sandbox.ID(in.ID))
 	if err != nil {
 		return nil, err
 	}
-	return nil, g.RemoveAll(ctx, in.abs())
+	return nil, g.RemoveAll(ctx, fileOf(c))
 }

@@ -33,6 +33,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		c.id = newRequestID()
 	}
 	c.r = r.WithContext(context.WithValue(r.Context(), callKey{}, c))
+	// Until a handler takes over: nobody holds a connection by sending a body slowly that no handler wants.
+	_ = c.w.control.SetReadDeadline(begin.Add(s.cfg.ReadTimeout)) // not supported = no deadline
 	secure(w.Header())
 	w.Header().Set(api.HeaderRequestID, c.id)
 	defer func() {
@@ -71,11 +73,12 @@ func (s *Server) logCall(c *call, begin time.Time, panicked any) {
 		if p.cause != nil {
 			attrs = append(attrs, slog.String("error", p.cause.Error()))
 		}
-		if p.Status >= 500 {
+		if p.Status == http.StatusInternalServerError {
 			level = slog.LevelError
 		}
 	}
-	if err, ok := panicked.(error); panicked != nil && !(ok && errors.Is(err, http.ErrAbortHandler)) {
+	aborted, _ := panicked.(error) // on purpose, if it is this one
+	if panicked != nil && !errors.Is(aborted, http.ErrAbortHandler) {
 		level, message = slog.LevelError, "panic"
 		attrs = append(attrs, slog.Any("panic", panicked), slog.String("stack", string(debug.Stack())))
 	}

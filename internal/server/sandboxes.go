@@ -168,7 +168,11 @@ func (s *Server) followEvents(ctx context.Context, out *stream, account string, 
 		}
 		for _, e := range list {
 			after = e.Seq
-			if err := out.json(strconv.FormatInt(e.Seq, 10), e.Kind, fromEvent(e)); err != nil {
+			name := e.Kind
+			if name == api.EventError {
+				name = api.EventFailed // or it would be taken for an error of the stream
+			}
+			if err := out.json(strconv.FormatInt(e.Seq, 10), name, fromEvent(e)); err != nil {
 				return err
 			}
 		}

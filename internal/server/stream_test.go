@@ -202,7 +202,7 @@ func TestAPeerThatReadsNothingIsDropped(t *testing.T) {
 			}
 		}
 	}
-	conn, err := net.Dial("tcp", strings.TrimPrefix(r.URL, "http://"))
+	conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", strings.TrimPrefix(r.URL, "http://"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -273,13 +273,13 @@ func TestEventsAreFollowed(t *testing.T) {
 		got = append(got, e.Kind)
 		seqs = append(seqs, e.Seq)
 		if len(got) == 2 {
-			add("running")
+			add("error")
 		}
 		if len(got) == 3 {
 			break
 		}
 	}
-	if want := []string{"accepted", "starting", "running"}; !slices.Equal(got, want) {
+	if want := []string{"accepted", "starting", "error"}; !slices.Equal(got, want) {
 		t.Errorf("followed %q", got)
 	}
 	page, err := r.Events(t.Context(), "", seqs[0], 1)

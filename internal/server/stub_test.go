@@ -197,7 +197,7 @@ func newRig(t *testing.T, change func(*server.Config)) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -213,8 +213,8 @@ func newRig(t *testing.T, change func(*server.Config)) *rig {
 	t.Cleanup(r.Stop)
 	r.URL = "http://" + ln.Addr().String()
 	r.Client = client.New(r.URL, r.Key)
-	r.Client.Backoff = time.Millisecond
-	t.Cleanup(r.Client.HTTP.CloseIdleConnections)
+	r.Backoff = time.Millisecond
+	t.Cleanup(r.HTTP.CloseIdleConnections)
 	return r
 }
 

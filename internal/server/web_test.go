@@ -21,14 +21,14 @@ func TestSignInByLink(t *testing.T) {
 		t.Fatal(err)
 	}
 	no := []string{"Authorization", ""}
-	if res, _ := r.ask(t, "HEAD", "/signin/"+token, "", no...); res.StatusCode != 200 || len(res.Cookies()) != 0 {
+	if res, _ := r.ask(t, "HEAD", "/signin/"+token, "", no...); res.StatusCode != 200 || len(res.Cookies) != 0 {
 		t.Errorf("looking at the link used it: %d", res.StatusCode)
 	}
 	res, _ := r.ask(t, "GET", "/signin/"+token, "", no...)
-	if res.StatusCode != http.StatusSeeOther || res.Header.Get("Location") != "/" || len(res.Cookies()) != 1 {
+	if res.StatusCode != http.StatusSeeOther || res.Header.Get("Location") != "/" || len(res.Cookies) != 1 {
 		t.Fatalf("%d %v", res.StatusCode, res.Header)
 	}
-	c := res.Cookies()[0]
+	c := res.Cookies[0]
 	if c.Name != "sandlot" || !c.HttpOnly || c.SameSite != http.SameSiteLaxMode || c.Secure || c.Path != "/" || c.MaxAge < 29*86400 {
 		t.Errorf("cookie %+v", c)
 	}
@@ -38,7 +38,7 @@ func TestSignInByLink(t *testing.T) {
 	}
 	for _, path := range []string{"/signin/" + token, "/signin/nonsense"} {
 		res, _ := r.ask(t, "GET", path, "", no...)
-		if res.StatusCode != http.StatusSeeOther || res.Header.Get("Location") != "/signin?error=expired" || len(res.Cookies()) != 0 {
+		if res.StatusCode != http.StatusSeeOther || res.Header.Get("Location") != "/signin?error=expired" || len(res.Cookies) != 0 {
 			t.Errorf("%s: %d %v", path, res.StatusCode, res.Header)
 		}
 	}
@@ -46,7 +46,7 @@ func TestSignInByLink(t *testing.T) {
 	if res, _ := r.ask(t, "POST", "/signout", "", append(cookie, "Sec-Fetch-Site", "cross-site")...); res.StatusCode != 403 {
 		t.Errorf("another site signed us out: %d", res.StatusCode)
 	}
-	if res, _ := r.ask(t, "POST", "/signout", "", append(cookie, "Sec-Fetch-Site", "same-origin")...); res.StatusCode != 204 || res.Cookies()[0].MaxAge >= 0 {
+	if res, _ := r.ask(t, "POST", "/signout", "", append(cookie, "Sec-Fetch-Site", "same-origin")...); res.StatusCode != 204 || res.Cookies[0].MaxAge >= 0 {
 		t.Errorf("sign out: %d", res.StatusCode)
 	}
 	if res, _ := r.ask(t, "GET", "/me", "", cookie...); res.StatusCode != 401 {
@@ -101,7 +101,7 @@ func TestSignInByKey(t *testing.T) {
 		t.Errorf("another site signed us in: %d", res.StatusCode)
 	}
 	res, _ := r.ask(t, "POST", "/signin", `{"key":"`+r.Key+`"}`, "X-Forwarded-Proto", "https")
-	if !res.Cookies()[0].Secure {
+	if !res.Cookies[0].Secure {
 		t.Error("a cookie given over TLS may leave it")
 	}
 }
@@ -111,7 +111,7 @@ func TestOtherSitesCantUseTheCookie(t *testing.T) {
 	r := newRig(t, nil)
 	*r.Manager = *strictManager(r.Account)
 	res, _ := r.ask(t, "POST", "/signin", `{"key":"`+r.Key+`"}`)
-	cookie := "sandlot=" + res.Cookies()[0].Value
+	cookie := "sandlot=" + res.Cookies[0].Value
 	for _, tt := range []struct {
 		header []string
 		status int

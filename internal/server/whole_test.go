@@ -244,6 +244,9 @@ func TestFiles(t *testing.T) {
 		t.Errorf("a page that a sandbox wrote must not run here: %v", h)
 	}
 
+	if ls, err := s.ReadDir(ctx, sb.ID, "/"); err != nil || ls.Path != "/" || len(ls.Entries) == 0 {
+		t.Errorf("the root: %+v, %v", ls, err)
+	}
 	if err := s.Remove(ctx, sb.ID, dir+"/a"); err != nil {
 		t.Error(err)
 	}

@@ -92,7 +92,7 @@ func New(t testing.TB, cfg Config) *Server {
 	}
 	srv, err := server.New(conf)
 	must(t, err)
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	ln, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	must(t, err)
 
 	serving, stop := context.WithCancel(context.Background())
