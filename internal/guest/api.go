@@ -16,7 +16,7 @@ import (
 
 // The most that a request may hold. Stdin is sent in pieces of at most maxStdin; a Command may hold more.
 const (
-	maxBody  = 64 << 20
+	maxBody  = 32 << 20
 	maxStdin = 256 << 10
 )
 
@@ -199,6 +199,9 @@ func (s *Server) getOutput(w http.ResponseWriter, req *http.Request) (any, error
 // readJSON reads a request's body and refuses what it doesn't know.
 func readJSON[T any](w http.ResponseWriter, r *http.Request) (T, error) {
 	var v T
+	if r.ContentLength > maxBody {
+		return v, tooLarge(maxBody)
+	}
 	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
 	dec.DisallowUnknownFields()
 	err := dec.Decode(&v)
@@ -209,11 +212,15 @@ func readJSON[T any](w http.ResponseWriter, r *http.Request) (T, error) {
 	}
 	if err != nil {
 		if big, ok := errors.AsType[*http.MaxBytesError](err); ok {
-			return v, refuse("too_large", "", "a request may hold %d bytes", big.Limit)
+			return v, tooLarge(big.Limit)
 		}
 		return v, refuse("bad_request", "", "the request is not what was expected: %v", err)
 	}
 	return v, nil
+}
+
+func tooLarge(limit int64) *Error {
+	return refuse("too_large", "", "a request may hold %d bytes", limit)
 }
 
 func writeJSON(w http.ResponseWriter, status int, v any) {

@@ -24,7 +24,7 @@ var ErrLost = errors.New("guest: connection lost")
 
 // Limits on what a guest, which a sandbox may have taken over, can make its host hold.
 const (
-	maxAnswer         = 64 << 20
+	maxAnswer         = 16 << 20
 	maxRefusal        = 64 << 10
 	maxGatewayStreams = 256
 )

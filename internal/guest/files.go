@@ -21,7 +21,7 @@ import (
 const fileHeader = "Sandlot-File"
 
 // maxEntries is the most that a listing holds; a larger directory is refused rather than cut.
-const maxEntries = 100_000
+const maxEntries = 20_000
 
 // cleanPath checks a path of a request.
 func cleanPath(r *http.Request) (string, error) {
@@ -78,6 +78,9 @@ func (s *Server) getFile(w http.ResponseWriter, r *http.Request) (any, error) {
 	}
 	// Without O_NONBLOCK the opening of a FIFO would wait for its other end.
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOCTTY, 0)
+	if errors.Is(err, syscall.ENXIO) { // a socket, or a device without a driver
+		return nil, refuse("not_a_file", "path", "%s is not a regular file", path)
+	}
 	if err != nil {
 		return nil, fileError(err, path)
 	}

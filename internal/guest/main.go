@@ -118,6 +118,7 @@ func serve(cfg Config) error {
 		_ = ln.Close() // the error says more
 		return err
 	}
+	cfg.Log.Info("listening", "socket", cfg.SocketPath, "version", cfg.Version)
 	go func() {
 		select {
 		case sig := <-term:

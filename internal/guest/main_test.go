@@ -16,10 +16,12 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if os.Getenv("SANDLOT_TEST_GUEST") != "" { // this test program as the helper itself
-		os.Exit(guest.Main(os.Args[1:]))
-	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		if helperDir != "" {
+			_ = os.RemoveAll(helperDir) // a leftover in the temporary directory fails no test
+		}
+		os.Exit(code)
+	}))
 }
 
 // newServer starts a guest in this process, with the agent being whoever runs the tests.
