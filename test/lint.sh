@@ -9,12 +9,12 @@ if [ -n "$bad" ]; then
 	exit 1
 fi
 go vet ./...
-go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.6.2 run
-go run honnef.co/go/tools/cmd/staticcheck@2025.1.1 ./...
+go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0 run
+go run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
 
 # govulncheck needs its data base, which a closed network doesn't have.
 log=$(mktemp)
-if ! go run golang.org/x/vuln/cmd/govulncheck@v1.1.4 ./... >"$log" 2>&1; then
+if ! go run golang.org/x/vuln/cmd/govulncheck@v1.9.0 ./... >"$log" 2>&1; then
 	if grep -qiE 'no such host|dial tcp|connection refused|i/o timeout|fetching vulnerabilities' "$log"; then
 		echo "govulncheck: its data can't be reached from here"
 	else
