@@ -34,15 +34,15 @@ function typeName(schema) {
 }
 
 /** Fields of an object, one row each; the fields of objects in it follow, with their path. */
-function fieldRows(schema, prefix = "", depth = 0) {
+function fieldRows(schema, asked, prefix = "", depth = 0) {
   const s = resolve(schema);
   const rows = [];
   for (const [name, field] of Object.entries(s.properties ?? {})) {
-    const must = (s.required ?? []).includes(name);
+    const must = asked && (s.required ?? []).includes(name); // what we answer with is no duty of the reader's
     rows.push(row(prefix + name, field, must, field.description));
     const isList = [].concat(field.type ?? "").includes("array");
     const inner = resolve(isList ? field.items : field);
-    if (inner.properties && depth < 2) rows.push(...fieldRows(inner, prefix + name + (isList ? "[]." : "."), depth + 1));
+    if (inner.properties && depth < 2) rows.push(...fieldRows(inner, asked, prefix + name + (isList ? "[]." : "."), depth + 1));
   }
   return rows;
 }
@@ -88,7 +88,7 @@ function operation(method, path, op) {
   }
   for (const [type, media] of Object.entries(op.requestBody?.content ?? {})) {
     parts.push(h("h4", {}, `Body: ${type}`));
-    const rows = fieldRows(media.schema);
+    const rows = fieldRows(media.schema, true);
     if (rows.length) parts.push(table(rows, "Field"));
   }
   for (const [status, response] of Object.entries(op.responses ?? {})) {
@@ -96,7 +96,7 @@ function operation(method, path, op) {
       if (status === "default") continue;
       parts.push(h("h4", {}, `Answer ${status}: ${type}`));
       if (media.schema?.description) parts.push(prose(media.schema.description));
-      const rows = fieldRows(media.schema);
+      const rows = fieldRows(media.schema, false);
       if (rows.length) parts.push(table(rows, "Field"));
     }
     if (!response.content && status !== "default") parts.push(h("h4", {}, `Answer ${status}, without a body`));
@@ -146,7 +146,7 @@ async function main() {
     }
     nav.append(h("h2", {}, tag), list);
   }
-  main.append(h("h2", {}, "Errors"), prose("Every error is `application/problem+json`."), table(fieldRows({ $ref: "#/components/schemas/Problem" }), "Field"));
+  main.append(h("h2", {}, "Errors"), prose("Every error is `application/problem+json`."), table(fieldRows({ $ref: "#/components/schemas/Problem" }, false), "Field"));
   openNamed();
   addEventListener("hashchange", openNamed);
 }
