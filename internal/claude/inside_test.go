@@ -40,6 +40,24 @@ func TestSplitterDependsOnBytesAlone(t *testing.T) {
 	}
 }
 
+// TestTerminalSequencesSayNothing has what the CLI was seen to write at its end on a terminal.
+func TestTerminalSequencesSayNothing(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]string{
+		"\x1b[?1006l\x1b[?1003l\x1b(B\x0f\x1b[>4m\x1b[<u\x1b[?25h\x1b7\x1b[r\x1b8\x1b]0;\x07\x1b[?25h": "",
+		"\x1b]0;a title\x1b\\{\"type\":\"x\"}":                                                         `{"type":"x"}`,
+		"{\"odd\":\"\x1b[1m\"}":                                                                        "{\"odd\":\"\x1b[1m\"}",
+		"\x1b[1mError\x1b[0m":                                                                          "Error",
+	} {
+		var got string
+		s := splitter{line: func(data []byte, _ int64) { got += string(data) }}
+		s.write([]byte(in+"\r\n"), 0)
+		if got != want {
+			t.Errorf("%q gave %q", in, got)
+		}
+	}
+}
+
 func TestProjectDirs(t *testing.T) {
 	t.Parallel()
 	long := "/" + strings.Repeat("a", 250)

@@ -3,6 +3,8 @@ package claude
 import (
 	"bytes"
 	"encoding/json"
+	"regexp"
+	"unicode"
 
 	"github.com/sandlot-dev/sandlot/internal/sandbox"
 )
@@ -10,10 +12,17 @@ import (
 // maxLine is the longest line of the CLI that is kept. Pictures make lines of some megabytes.
 const maxLine = 32 << 20
 
+// The CLI takes its output for a terminal, which it is, and at its end sets right what it may have changed there. That is nothing
+// that it says. In its JSON the escape character can't occur.
+const escape = 0x1b
+
+// terminal matches control sequences: CSI, OSC, saving and restoring, character sets and the like.
+var terminal = regexp.MustCompile(`\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[ -/]*[0-~]`)
+
 // splitter cuts a stream into lines. The cut depends on the bytes alone and not on how they were dealt out, so that the same output
 // always gives the same lines.
 type splitter struct {
-	line func(data []byte, next int64) // gets each line that isn't blank, without its end, and the offset after it
+	line func(data []byte, next int64) // gets each line that says something, without its end, and the offset after it
 
 	buf  []byte
 	cut  int64 // bytes of the present line that were not kept
@@ -67,6 +76,9 @@ func (s *splitter) finish(offset int64) {
 
 func (s *splitter) emit(data []byte, offset int64) {
 	data = bytes.TrimSuffix(data, []byte("\r"))
+	if len(data) > 0 && data[0] != '{' && bytes.IndexByte(data, escape) >= 0 {
+		data = bytes.TrimFunc(terminal.ReplaceAll(data, nil), unicode.IsControl)
+	}
 	if len(bytes.TrimSpace(data)) > 0 {
 		s.line(data, offset)
 	}
