@@ -88,13 +88,13 @@ export function open(id) {
   }
 
   function startStream() {
-    stream = follow({
+    const mine = follow({
       request: api.request,
       prepare: catchUp,
       url: () => api.sessionStream(id, feed.log.value.lineSeq),
       onState: (s, problem) => {
         if (s === "closed") {
-          stream = null;
+          if (stream === mine) stream = null;
           return;
         }
         if (s === "broken" && !feed.brokenAt) feed.brokenAt = Date.now();
@@ -107,16 +107,21 @@ export function open(id) {
         push({ seq: Number(e.id) || 0, kind: e.event, data: readData(e.data), at: Date.now() });
       },
     });
+    stream = mine;
   }
   startStream();
 
+  const leave = () => {
+    if (stream) stream.close();
+    stream = null;
+  };
   const visible = () => {
     clearTimeout(hideTimer);
     if (document.hidden) {
       // As for the page's own stream: an idle hidden tab gives its connection back.
       hideTimer = setTimeout(() => {
         const s = (store.sessions.value || []).find((x) => x.id === id);
-        if (stream && !(s && s.busy)) stream.close();
+        if (!(s && s.busy)) leave();
       }, 30_000);
       return;
     }
@@ -129,6 +134,9 @@ export function open(id) {
   document.addEventListener("visibilitychange", visible);
   addEventListener("online", online);
   addEventListener("offline", offline);
+  const comeBack = (e) => e.persisted && !stream && !closed && startStream();
+  addEventListener("pagehide", leave);
+  addEventListener("pageshow", comeBack);
 
   feed.retry = () => {
     feed.problem.value = null;
@@ -143,6 +151,8 @@ export function open(id) {
     document.removeEventListener("visibilitychange", visible);
     removeEventListener("online", online);
     removeEventListener("offline", offline);
+    removeEventListener("pagehide", leave);
+    removeEventListener("pageshow", comeBack);
     if (stream) stream.close();
   };
   return feed;

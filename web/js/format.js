@@ -102,6 +102,9 @@ export const plural = (n, one, many = `${one}s`) => `${n} ${n === 1 ? one : many
 // clip shortens s to n characters.
 export const clip = (s, n) => (s.length > n ? `${s.slice(0, n - 1)}…` : s);
 
+// volumeName is how a volume is called in passing: one that nobody named has only an ID of ours.
+export const volumeName = (name) => (/^sbx_[0-9a-z]{20,}$/i.test(name || "") ? "unnamed" : name || DASH);
+
 // initials of a name, for its face.
 export function initials(name) {
   const words = String(name || "").trim().split(/[\s._-]+/).filter(Boolean);

@@ -65,12 +65,20 @@ export const definitions = (text) => (text.includes("]:") ? (text.match(DEFINITI
 
 const escape = (s) => s.replace(/[&<>"]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[c]);
 
+// HTML in the text is shown as it was written, but for plain tags without attributes: so it can't do anything, and what the
+// sanitiser gets is our own.
+const PLAIN = /^<\/?(?:b|br|code|del|details|em|hr|i|ins|kbd|mark|p|s|strong|sub|summary|sup|u)\s*\/?>$/i;
+const tame = (text) => text.replace(/<!--[\s\S]*?(?:-->|$)/g, "").replace(/<[^<>]*>?/g, (tag) => (PLAIN.test(tag) ? tag : escape(tag)));
+
 const marked = new Marked({
   gfm: true,
   renderer: {
     // The box of a task list is a sign here, not an input that looks as if it could be pressed.
     checkbox({ checked }) {
       return checked ? "☑ " : "☐ ";
+    },
+    html({ text }) {
+      return tame(text);
     },
     code({ text, lang }) {
       const name = (lang || "").trim().split(/\s+/)[0].replace(/[^\w+#.-]/g, "");

@@ -280,10 +280,9 @@ function finish(t, parent, open, block, at, fresh) {
 function takeUsage(t, u) {
   if (!u) return;
   const n = (v) => (typeof v === "number" ? v : 0);
-  t.usage = {
-    context: n(u.input_tokens) + n(u.cache_read_input_tokens) + n(u.cache_creation_input_tokens),
-    output: n(u.output_tokens),
-  };
+  const context = n(u.input_tokens) + n(u.cache_read_input_tokens) + n(u.cache_creation_input_tokens);
+  // A message that the CLI made up itself, as for a failure, has used nothing; what was known before still holds.
+  if (context > 0) t.usage = { context, output: n(u.output_tokens) };
 }
 
 function user(t, parent, d, at) {

@@ -97,7 +97,7 @@ export const lastAlive = () => aliveAt;
 
 export function startEvents() {
   if (stream) return;
-  stream = follow({
+  const mine = follow({
     request: api.request,
     url: () => api.eventStream(lastSeq),
     prepare: async () => {
@@ -106,8 +106,8 @@ export function startEvents() {
     },
     onAlive: alive,
     onState: (s) => {
-      if (s === "closed") stream = null;
-      else setConn(s);
+      if (s !== "closed") setConn(s);
+      else if (stream === mine) stream = null;
     },
     onEvent: (e) => {
       let data;
@@ -124,6 +124,7 @@ export function startEvents() {
       for (const l of listeners) l({ ...data, seq });
     },
   });
+  stream = mine;
 }
 
 // beginning finds where to start: what is older than the newest sandbox is in the lists already, and may be a lot.
@@ -194,7 +195,12 @@ document.addEventListener("visibilitychange", () => {
   else startEvents();
   loadSessions().catch(() => {});
 });
-for (const name of ["online", "pageshow"]) addEventListener(name, () => reconnect());
+addEventListener("online", reconnect);
+// A page that is left may be kept alive for Back, with its connections, of which there are only six; so they are closed.
+addEventListener("pagehide", stopEvents);
+addEventListener("pageshow", (e) => {
+  if (e.persisted && me.value && !signedOut.value) startEvents();
+});
 addEventListener("offline", () => {
   setConn("broken");
   if (stream) stream.restart();

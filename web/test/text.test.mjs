@@ -33,6 +33,13 @@ test("code is escaped and named by its language; an unclosed fence is code alrea
   assert.match(toHTML("- [x] done"), /☑ done/);
 });
 
+test("HTML is shown, not done, but for plain tags", () => {
+  assert.equal(toHTML("a<br>b <kbd>x</kbd>").trim(), "<p>a<br>b <kbd>x</kbd></p>");
+  for (const bad of ["<img src=x onerror=alert(1)>", "<script>alert(1)</script>", "<style>*{}</style>", "text <a href='javascript:x' onclick=y>z</a>", "<b onclick=x>", "<div\nonclick=x>y"]) {
+    assert.doesNotMatch(toHTML(bad), /<(?!\/?p>)/, bad);
+  }
+});
+
 test("links may be defined in another block", () => {
   const text = "See [it].\n\n[it]: https://example.org";
   assert.match(toHTML(blocks(text)[0], definitions(text)), /href="https:\/\/example\.org"/);

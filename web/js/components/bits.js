@@ -97,7 +97,7 @@ export function ConfirmTerminate({ sandbox, onYes, onClose }) {
   return html`<${Dialog} title=${`Terminate ${sandbox.name}?`} onClose=${onClose} acts=${html`
       <button type="button" class="btn" onClick=${onClose}>Keep it</button>
       <${Busy} class="btn stop" onProblem=${setProblem} onClick=${async () => { await onYes(); onClose(); }}>Terminate sandbox</${Busy}>`}>
-    <p class="dim">Everything that runs in it is stopped now. The files on volume <code>${sandbox.volume}</code> and its conversations are kept.</p>
+    <p class="dim">Everything that runs in it is stopped now. The files on its volume and its conversations are kept.</p>
     <${ProblemNotice} title="It could not be terminated." problem=${problem} />
   </${Dialog}>`;
 }

@@ -45,7 +45,7 @@ export function ServerBoard({ h }) {
   const [dot, word] = (h && STATUS[h.status]) || ["off", "—"];
   return html`<${Scoreboard} card label="Server" slots=${[
     { k: "Server", v: word, dot },
-    { k: "Isolation", v: (h && h.isolation) || "—" },
+    { k: "Isolation", v: (h && h.isolation.split(/[ (,]/)[0]) || "—", title: h && h.isolation },
     { k: "Claude Code", v: (h && h.claude) || "—" },
     { k: "Model", v: h ? (h.model === "demo" ? "demo" : h.model || "—") : "—" },
   ]} />`;

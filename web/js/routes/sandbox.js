@@ -6,7 +6,7 @@ import * as api from "../api.js";
 import * as outbox from "../outbox.js";
 import * as store from "../store.js";
 import { live, newSandbox, terminate } from "../actions.js";
-import { duration, fullTime, mib, plural } from "../format.js";
+import { duration, fullTime, mib, plural, volumeName } from "../format.js";
 import { go } from "../router.js";
 import { Icon } from "../components/icons.js";
 import { Ago, Busy, ConfirmTerminate, Copy, Dot, Left, Notice, ProblemNotice, Scoreboard, Since, Skeleton } from "../components/bits.js";
@@ -87,7 +87,7 @@ const Facts = ({ sb }) => html`<dl class="facts">${[
   ["ID", html`<code>${sb.id}</code> <${Copy} text=${sb.id} />`],
   ["Engine", sb.engine],
   ["Image", sb.image && sb.image.registry && sb.image.registry !== "host" ? sb.image.registry : "this machine’s programs, read-only"],
-  ["Volume", html`<code>${sb.volume}</code>`],
+  ["Volume", html`<code>${sb.volume}</code> <${Copy} text=${sb.volume} />`],
   ["Working directory", html`<code>${sb.workdir}</code>`],
   ["Network", sb.network && sb.network.mode === "none" ? "only the model" : (sb.network && sb.network.mode) || "—"],
   ["Disk", mib(sb.disk_mib)],
@@ -178,7 +178,7 @@ export function boardOf(sb, here = false) {
     { k: "Sandbox", v: here ? sb.name : html`<a href=${`/sandbox/${sb.id}`}>${sb.name}</a>`, dot },
     { k: "State", v: { creating: "Creating", running: "Running", stopping: "Stopping", error: "Failed", terminated: "Stopped" }[sb.state] || sb.state, of: ended && sb.ended_at ? html`<${Ago} at=${sb.ended_at} />` : null },
     ended ? { k: "Ran for", v: ran === null ? "—" : duration(ran) } : { k: "Stops in", v: html`<${Left} until=${sb.expires_at} />` },
-    { k: "Volume", v: sb.volume },
+    { k: "Volume", v: volumeName(sb.volume), title: sb.volume },
   ];
 }
 

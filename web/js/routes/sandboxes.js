@@ -3,7 +3,7 @@
 import { html, cx, useState } from "../lib.js";
 import * as store from "../store.js";
 import { live, newSandbox, terminate } from "../actions.js";
-import { plural } from "../format.js";
+import { plural, volumeName } from "../format.js";
 import { Icon } from "../components/icons.js";
 import { Ago, Busy, ConfirmTerminate, Dot, Left, ProblemNotice, Scoreboard, Skeleton } from "../components/bits.js";
 import { Composer } from "../components/composer.js";
@@ -51,7 +51,7 @@ const imageWord = (sb) => (sb.image && sb.image.registry && sb.image.registry !=
 function Row({ sb, onTerminate }) {
   const d = doing(sb, store.sessions.value);
   return html`<tr>
-    <td><div class="nm"><${Dot} kind=${d.dot} word=${d.word} /><span class="two"><a class="strong cut" href=${`/sandbox/${sb.id}`}>${sb.name}</a><span class="sub cut">${imageWord(sb)} · ${sb.volume}</span></span></div></td>
+    <td><div class="nm"><${Dot} kind=${d.dot} word=${d.word} /><span class="two"><a class="strong cut" href=${`/sandbox/${sb.id}`}>${sb.name}</a><span class="sub cut">${imageWord(sb)} · ${volumeName(sb.volume) === "unnamed" ? "unnamed volume" : sb.volume}</span></span></div></td>
     <td class="full"><span class=${cx("act", d.tone)}>${d.word}</span>${d.sub && html`<span class="sub cut" title=${d.sub}>${d.sub}</span>`}</td>
     <td class="r sub hide">${live(sb) ? html`stops in <${Left} until=${sb.expires_at} />` : html`<${Ago} at=${sb.ended_at || sb.created_at} />`}</td>
     <td class="r"><span class="row-acts">${d.session && live(sb) && html`<a class="btn small" href=${`/session/${d.session.id}`}>Open</a>`}

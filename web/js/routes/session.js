@@ -6,7 +6,7 @@ import * as outbox from "../outbox.js";
 import * as store from "../store.js";
 import * as feeds from "../feed.js";
 import { continueSession, live, newSandbox, nextSandbox } from "../actions.js";
-import { money, plural, tokens } from "../format.js";
+import { money, plural, tokens, volumeName } from "../format.js";
 import { totals } from "../reducer.js";
 import { Icon } from "../components/icons.js";
 import { Busy, Notice, ProblemNotice, Scoreboard, Skeleton } from "../components/bits.js";
@@ -142,7 +142,7 @@ class Page extends Component {
       <section class="talk" aria-label="Conversation">
         <${Log} ref=${this.log} turns=${log.turns} busy=${busy} cwd=${cwd} name=${store.me.value && store.me.value.account_name} sent=${sent} onAgain=${ended ? null : (text) => this.send(text, "")}>
           ${ended && html`<${Ended} session=${session} sb=${own} onProblem=${(p) => this.setState({ problem: p })} />`}
-          ${!ended && own && own.id !== sb.id && html`<${Notice} kind="note" title=${sb.state === "creating" ? "A new sandbox is being created for this session." : "This session goes on in a new sandbox."}><span>The files of volume <code>${sb.volume}</code> and the conversation are there; processes of the old one are not.</span></${Notice}>`}
+          ${!ended && own && own.id !== sb.id && html`<${Notice} kind="note" title=${sb.state === "creating" ? "A new sandbox is being created for this session." : "This session goes on in a new sandbox."}><span>The files and the conversation are there; processes of the old one are not.</span></${Notice}>`}
         </${Log}>
         <div class="dock">
           ${busy && last && !last.end && html`<${Activity} turn=${last} cwd=${cwd} heard=${feed.heard.value} onStop=${this.stop} stopping=${stopping} />`}
@@ -180,5 +180,5 @@ function Ended({ session, sb, onProblem }) {
       <${Busy} class="btn go" onProblem=${fail("A new sandbox could not be created.")} onClick=${go}>${making ? "Starting …" : "Continue here"}</${Busy}>
       <${Busy} class="btn" onProblem=${fail("The sandbox could not be created.")} onClick=${() => newSandbox({ volume: sb.volume, workdir: sb.workdir })} title="A new session on the same files">New sandbox</${Busy}>`}>
     <span>${(sb.reason || "No reason is known.").replace(/([^.])$/, "$1.")}${" "}A new one takes about a second:</span>
-    <div class="restore">${kept("check", "Files", `volume ${sb.volume}`)}${kept("check", "Conversation", plural(session.turns, "turn"))}${kept("x", "Processes", "ended with the sandbox")}</div></${Notice}>`;
+    <div class="restore">${kept("check", "Files", volumeName(sb.volume) === "unnamed" ? "its volume" : `volume ${sb.volume}`)}${kept("check", "Conversation", plural(session.turns, "turn"))}${kept("x", "Processes", "ended with the sandbox")}</div></${Notice}>`;
 }
