@@ -8,12 +8,9 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
-	"sync/atomic"
-	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -33,9 +30,6 @@ import (
 
 // firstAccount is the name of the account that a new server starts with.
 const firstAccount = "main"
-
-// drainLimit is how long requests may go on after the server was told to stop.
-const drainLimit = 10 * time.Second
 
 func serveCommand() *cobra.Command {
 	var cfg config
@@ -79,6 +73,13 @@ func serve(ctx context.Context, cfg config, log *slog.Logger, stdout io.Writer) 
 	}
 	open.add("data directory", unlock)
 
+	ln, err := net.Listen("tcp", cfg.Listen) // a busy port fails before anything is done
+	if err != nil {
+		return fmt.Errorf("--listen: %w", err)
+	}
+	open.add("listener", func() error { _ = ln.Close(); return nil }) // the server has closed it, if it came so far
+	base := "http://" + ln.Addr().String()
+
 	st, err := store.Open(ctx, cfg.Database)
 	if err != nil {
 		return err
@@ -118,63 +119,28 @@ func serve(ctx context.Context, cfg config, log *slog.Logger, stdout io.Writer) 
 	if err != nil {
 		return err
 	}
-	var ready atomic.Bool
-	health := func() api.Health {
-		h := api.Health{Status: "ok", Version: version, Model: modelName(cfg), Claude: claude.Version,
-			Engine: local.Name, Isolation: eng.Capabilities().Isolation}
-		switch {
-		case trial.Problem != "":
-			h.Status, h.Problem = "failing", trial.Problem
-		case !ready.Load():
-			h.Status = "starting"
-		}
-		return h
+	health := api.Health{Status: "ok", Version: version, Model: modelName(cfg), Claude: claude.Version,
+		Engine: local.Name, Isolation: eng.Capabilities().Isolation}
+	if trial.Problem != "" {
+		health.Status, health.Problem = "failing", trial.Problem
 	}
-	srv, err := server.New(server.Config{Manager: mgr, Sessions: sessions, Store: st, UI: web.FS(), Health: health, Log: log})
+	srv, err := server.New(server.Config{
+		Manager: mgr, Sessions: sessions, Store: st, UI: web.FS(), Version: version, Log: log,
+		Health: func() api.Health { return health },
+	})
 	if err != nil {
 		return err
 	}
-	ln, err := net.Listen("tcp", cfg.Listen)
-	if err != nil {
-		return fmt.Errorf("--listen: %w", err)
-	}
-	base := "http://" + ln.Addr().String()
 	if err := os.WriteFile(filepath.Join(cfg.Data, urlFile), []byte(base+"\n"), 0o600); err != nil {
-		return errors.Join(err, ln.Close())
+		return err
 	}
 
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return mgr.Serve(ctx) })      // takes up what is there, then reaps and reconciles
 	g.Go(func() error { return sessions.Serve(ctx) }) // takes up the turns that are running
-	g.Go(func() error { return serveHTTP(ctx, ln, srv.Handler(), log) })
-	ready.Store(true)
+	g.Go(func() error { return srv.Serve(ctx, ln) })
 	announce(stdout, cfg, base, access, trial)
 	return g.Wait()
-}
-
-// serveHTTP serves until ctx is done, and then lets requests finish; streams end at once.
-func serveHTTP(ctx context.Context, ln net.Listener, handler http.Handler, log *slog.Logger) error {
-	hs := &http.Server{
-		Handler:           handler,
-		ReadHeaderTimeout: 10 * time.Second,
-		IdleTimeout:       2 * time.Minute,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-		BaseContext:       func(net.Listener) context.Context { return ctx },
-	}
-	done := make(chan error, 1)
-	go func() {
-		<-ctx.Done()
-		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainLimit)
-		defer cancel()
-		done <- hs.Shutdown(drain)
-	}()
-	if err := hs.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serving: %w", err)
-	}
-	if err := <-done; err != nil {
-		log.Warn("some requests did not finish in time", "err", err)
-	}
-	return nil
 }
 
 // newGateway opens the way to the model. Tokens of sandboxes stay valid over a restart: their secret is in the store.

@@ -57,7 +57,7 @@ func (s *Server) logCall(c *call, begin time.Time, panicked any) {
 	if strings.HasPrefix(path, "/signin/") {
 		path = "/signin/…"
 	}
-	level, message := slog.LevelInfo, "request"
+	level, message := slog.LevelDebug, "request" // a person at the terminal wants to see what matters only
 	attrs := []slog.Attr{
 		slog.String("id", c.id), slog.String("method", c.r.Method), slog.String("path", path), slog.String("route", c.route),
 		slog.Int("status", c.w.status), slog.Int64("bytes", c.w.bytes), slog.Duration("took", time.Since(begin)),

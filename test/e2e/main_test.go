@@ -356,7 +356,7 @@ func TestRefusals(t *testing.T) {
 	}{
 		"wrong key":     {func() error { _, err := anonymous.Me(within(t)); return err }, "invalid_key"},
 		"second DELETE": {func() error { _, err := s.Terminate(within(t), sb.ID); return err }, "already_terminated"},
-		"no such ID":    {func() error { _, err := s.Sandbox(within(t), "sbx_nope"); return err }, "not_found"},
+		"no such ID":    {func() error { _, err := s.Sandbox(within(t), "sbx_nope"); return err }, "sandbox_not_found"},
 		"no such image": {func() error {
 			_, err := s.Create(within(t), api.CreateSandbox{Image: &api.Image{Registry: "no/such:1"}})
 			return err

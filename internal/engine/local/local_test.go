@@ -137,8 +137,10 @@ func TestContract(t *testing.T) {
 	dir := workDir(t)
 	cfg := config(t, dir)
 	t.Cleanup(func() {
-		if after := traces(t); after != before {
-			t.Errorf("left behind:\n%s\nbefore:\n%s", after, before)
+		for trace := range traces(t) {
+			if !before[trace] {
+				t.Errorf("left behind: %s", trace)
+			}
 		}
 	})
 	e := open(t, cfg)
@@ -189,36 +191,35 @@ func pids(t *testing.T) []int {
 	return out
 }
 
-// traces lists what sandboxes could leave on this host: gVisor's processes below us, mounts, cgroups.
-func traces(t *testing.T) string {
+// traces lists what sandboxes could leave on this host: children of this process, mounts, cgroups.
+func traces(t *testing.T) map[string]bool {
 	t.Helper()
-	var b strings.Builder
+	found := map[string]bool{}
 	self := strconv.Itoa(os.Getpid())
 	for _, pid := range pids(t) {
-		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-		if err != nil {
-			continue
-		}
-		if strings.Contains(string(stat), "\nPPid:\t"+self+"\n") {
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		if err == nil && strings.Contains(string(status), "\nPPid:\t"+self+"\n") {
 			cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)) // empty for a zombie
-			fmt.Fprintf(&b, "process %d %q %.80q\n", pid, cmdline, stat)
+			found[fmt.Sprintf("process %d %q %.30q", pid, cmdline, status)] = true
 		}
 	}
 	mounts, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.Write(mounts)
+	for line := range strings.Lines(string(mounts)) {
+		found["mount "+line] = true
+	}
 	for _, pattern := range []string{"/sys/fs/cgroup/sandlot-*/sbx_*", "/sys/fs/cgroup/*/sandlot-*/sbx_*"} {
 		groups, err := filepath.Glob(pattern)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, g := range groups {
-			fmt.Fprintln(&b, "cgroup", g)
+			found["cgroup "+g] = true
 		}
 	}
-	return b.String()
+	return found
 }
 
 // TestContractRootless runs the contract as two kinds of ordinary user: with one uid, and with a range of subordinate uids.

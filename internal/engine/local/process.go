@@ -105,11 +105,14 @@ func kill(ctx context.Context, p process, root string) error {
 	}
 	defer unix.Close(fd)
 	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.pid))
-	if again, ok := parseCmdline(cmdline, root); err != nil || !ok || again.key != p.key {
-		return nil // it has ended
+	ending := err == nil && len(cmdline) == 0 // its memory is gone already
+	if again, ok := parseCmdline(cmdline, root); !ending && (err != nil || !ok || again.key != p.key) {
+		return nil // it has ended, and the number is somebody else's
 	}
-	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("killing process %d: %w", p.pid, err)
+	if !ending {
+		if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("killing process %d: %w", p.pid, err)
+		}
 	}
 	for {
 		// A pidfd becomes readable when its process has ended, reaped or not.
