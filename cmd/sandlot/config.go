@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/net/http/httpproxy"
 )
 
 // config is what the server is told at its start. Each flag has an environment variable of the same name, SANDLOT_…; a
@@ -27,6 +28,7 @@ type config struct {
 	AdminKey     string
 	AnthropicKey string
 	Upstream     *url.URL
+	Proxy        func(*url.URL) (*url.URL, error) // the way to Upstream: HTTPS_PROXY and its like
 
 	// Env is the environment as it was, for the programs of this host that the server starts (npm).
 	Env []string
@@ -99,6 +101,7 @@ func (c *config) fill(cmd *cobra.Command, environ []string) error {
 		errs = append(errs, fmt.Errorf("ANTHROPIC_BASE_URL=%q: use a URL like https://api.anthropic.com", base))
 	}
 	c.Upstream = u
+	c.Proxy = httpproxy.FromEnvironment().ProxyFunc()
 	return errors.Join(errs...)
 }
 

@@ -8,6 +8,8 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -151,7 +153,9 @@ func newGateway(ctx context.Context, cfg config, st *store.Store, log *slog.Logg
 	if err != nil {
 		return nil, err
 	}
-	gc := gateway.Config{Upstream: cfg.Upstream, Key: cfg.AnthropicKey, Secret: secret, Log: log}
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.Proxy = func(r *http.Request) (*url.URL, error) { return cfg.Proxy(r.URL) } // our environment has been cleared
+	gc := gateway.Config{Upstream: cfg.Upstream, Key: cfg.AnthropicKey, Secret: secret, Transport: transport, Log: log}
 	if cfg.DemoModel {
 		gc.Demo = gateway.NewDemo()
 	}

@@ -1,6 +1,7 @@
 package local
 
 import (
+	"debug/elf"
 	"fmt"
 	"io"
 	"log/slog"
@@ -89,6 +90,9 @@ func acquireRuntime(exe string, logger *slog.Logger) error {
 	if exe == "" {
 		exe = "/proc/self/exe"
 	}
+	if err := checkStatic(exe); err != nil {
+		return err
+	}
 	runtime.Lock()
 	defer runtime.Unlock()
 	if runtime.users > 0 {
@@ -119,6 +123,22 @@ func releaseRuntime() {
 	}
 	os.Stdin, os.Stdout, os.Stderr = runtime.stdin, runtime.out, runtime.errFile
 	_ = runtime.null.Close() // nothing was written to it
+}
+
+// checkStatic refuses a dynamically linked program: in the gofer's and the sentry's empty root there is no loader to start it.
+func checkStatic(exe string) error {
+	f, err := elf.Open(exe)
+	if err != nil {
+		return fmt.Errorf("looking at the runtime's program: %w", err)
+	}
+	defer f.Close()
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_INTERP {
+			return &sandbox.Problem{Class: sandbox.ErrUnsupported, Code: "not_static",
+				Detail: "this program is dynamically linked, and gVisor can't start such a one; build it with CGO_ENABLED=0, as `make build` does"}
+		}
+	}
+	return nil
 }
 
 // newContainer calls container.New, one at a time in this process: it forks, and meanwhile holds descriptors that a fork on behalf
