@@ -111,6 +111,16 @@ func TestTerminal(t *testing.T) {
 		}
 		wantExit(t, res.end, 0)
 	})
+	t.Run("may be closed and opened again", func(t *testing.T) {
+		t.Parallel()
+		cmd := shell(`echo one; exec <&- >&- 2>&-; exec 3>/dev/tty; echo two >&3; exec 3>&-; exec >/dev/tty; echo three; exec >&-; exit 5`)
+		cmd.Stdio = guest.StdioPTY
+		res := run(t, c, cmd)
+		if got := res.stdout.String(); got != "one\r\ntwo\r\nthree\r\n" {
+			t.Errorf("%q", got)
+		}
+		wantExit(t, res.end, 5)
+	})
 	t.Run("turns ^C into a signal", func(t *testing.T) {
 		t.Parallel()
 		cmd := shell("trap 'echo int; exit 3' INT; echo ready; while :; do sleep 0.02; done")

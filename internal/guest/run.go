@@ -83,16 +83,14 @@ func (s *Server) spawn(p plan) (*run, error) {
 
 // feed writes what stdin begins with.
 func (r *run) feed(b []byte, last bool) {
-	if len(b) > 0 || last {
-		_ = r.in.write(r.ctx, b, last) // a process need not read its input
-	}
+	_ = r.in.writeNow(r.ctx, b, last) // a process need not read its input
 }
 
 // supervise sees the run through to its End frame.
 func (r *run) supervise() {
 	active := make(chan struct{}, 1)
 	for _, o := range r.io.outs {
-		r.wg.Go(func() { o.pump(r.journal, active) })
+		r.wg.Go(func() { o.pump(r.journal, active, r.child.done) })
 	}
 	late := r.wait()
 	over := time.Now().UTC()
@@ -191,11 +189,11 @@ func (r *run) finish(late bool, over time.Time) {
 		end.Argv = nil // a command line may be longer than a frame; Run tells it
 		data, _ = json.Marshal(end)
 	}
-	r.journal.finish(data)
-	r.cancel()
+	r.cancel() // before anybody can have read the end
 	if !r.io.pty {
 		_ = r.io.in.Close() // also of a background process that nobody can write to any more
 	}
+	r.journal.finish(data)
 	close(r.ended)
 }
 
@@ -239,15 +237,8 @@ func (r *run) signal(sig syscall.Signal) bool {
 	})
 }
 
-// alive reports whether the run's end is still to be told.
-func (r *run) alive() bool {
-	select {
-	case <-r.ended:
-		return false
-	default:
-		return true
-	}
-}
+// alive reports whether the run's end is still to come.
+func (r *run) alive() bool { return r.ctx.Err() == nil }
 
 // terminate asks the whole family to end and returns whom it asked.
 func (r *run) terminate() (known map[int]process) {
@@ -258,6 +249,9 @@ func (r *run) terminate() (known map[int]process) {
 func (r *run) resize(size Size) error {
 	if r.io.master == nil {
 		return &Error{Status: 409, Code: "no_terminal", Detail: "the run has no terminal"}
+	}
+	if !r.alive() {
+		return runEnded(r.state.ID)
 	}
 	if err := control(r.io.master, func(fd int) error { return setSize(fd, size) }); err != nil {
 		return runEnded(r.state.ID)

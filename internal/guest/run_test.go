@@ -116,7 +116,11 @@ func TestStdin(t *testing.T) {
 		cmd.Open = true
 		start(t, c, cmd)
 		waitFor(t, c, cmd.ID, "closed")
-		wantRefused(t, c.WriteStdin(t.Context(), cmd.ID, strings.NewReader("x"), false), 409, "stdin_closed", "")
+		var err error
+		for err == nil { // for a moment the guest itself still has the other end
+			err = c.WriteStdin(t.Context(), cmd.ID, strings.NewReader("x"), false)
+		}
+		wantRefused(t, err, 409, "stdin_closed", "")
 		kill(t, c, cmd.ID)
 	})
 	t.Run("a process that doesn't read", func(t *testing.T) {

@@ -202,11 +202,13 @@ func newOutput(kind Kind, file *os.File) *output {
 }
 
 // pump journals all that comes, and tells active of it without waiting. Once its read deadline has passed it goes on reading
-// into nothing, so that what still holds the stream open neither blocks nor dies of SIGPIPE. It returns at the stream's end.
-func (o *output) pump(j *journal, active chan<- struct{}) {
+// into nothing, so that what still holds the stream open neither blocks nor dies of SIGPIPE. It returns at the stream's end,
+// but never before gone is closed, the end of the process: closing our end of a terminal would hang up on one that has just closed
+// its own, as many do on their way out.
+func (o *output) pump(j *journal, active chan<- struct{}, gone <-chan struct{}) {
 	buf := make([]byte, 32<<10)
 	var err error
-	for err == nil {
+	for last := false; err == nil; {
 		var n int
 		n, err = o.file.Read(buf)
 		if n > 0 {
@@ -216,13 +218,25 @@ func (o *output) pump(j *journal, active chan<- struct{}) {
 			default:
 			}
 		}
+		if errors.Is(err, syscall.EIO) && !last { // nobody has the terminal open, but somebody may open it again
+			err = nil
+			select {
+			case <-gone:
+				last = true
+			case <-time.After(reopenPause):
+			}
+		}
 	}
 	close(o.done)
 	if errors.Is(err, os.ErrDeadlineExceeded) && o.file.SetReadDeadline(time.Time{}) == nil {
 		_, _ = io.CopyBuffer(io.Discard, onlyReader{o.file}, buf) // EIO, EOF, closed: all mean that it is over
 	}
+	<-gone
 	_ = o.file.Close() // only read from
 }
+
+// reopenPause is how often a terminal that nobody has open is looked at.
+const reopenPause = 20 * time.Millisecond
 
 // onlyReader hides a file's other methods, so that a copy uses the buffer it is given.
 type onlyReader struct{ io.Reader }
@@ -246,8 +260,11 @@ type stdin struct {
 	line   bool // the terminal is in the middle of a line
 }
 
+// newStdin returns the input with its first turn taken: what a command brings along comes before what is written later.
 func newStdin(s *stdio) *stdin {
-	return &stdin{turn: make(chan struct{}, 1), file: s.in, pty: s.pty}
+	in := &stdin{turn: make(chan struct{}, 1), file: s.in, pty: s.pty}
+	in.turn <- struct{}{}
+	return in
 }
 
 // errStdinClosed says that the input has been closed, by us or by the process.
@@ -258,10 +275,15 @@ var errStdinClosed = errors.New("stdin is closed")
 func (s *stdin) write(ctx context.Context, b []byte, last bool) error {
 	select {
 	case s.turn <- struct{}{}:
-		defer func() { <-s.turn }()
+		return s.writeNow(ctx, b, last)
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// writeNow is write for who holds the turn, which it gives back.
+func (s *stdin) writeNow(ctx context.Context, b []byte, last bool) error {
+	defer func() { <-s.turn }()
 	if s.closed {
 		if len(b) == 0 && last {
 			return nil
