@@ -36,7 +36,7 @@ var link = regexp.MustCompile(`(http://[^\s/]+)/signin/`)
 
 func startServer(ctx context.Context, bin, data, toolkit string) (*server, error) {
 	const key = "slk_of-the-measurements"
-	cmd := exec.Command(bin, "serve", "--listen=127.0.0.1:0", "--demo-model", "--data="+data, "--toolkit="+toolkit)
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), bin, "serve", "--listen=127.0.0.1:0", "--demo-model", "--data="+data, "--toolkit="+toolkit)
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "SANDLOT_ADMIN_KEY=" + key}
 	var log bytes.Buffer
 	cmd.Stderr = &log
@@ -49,7 +49,7 @@ func startServer(ctx context.Context, bin, data, toolkit string) (*server, error
 	}
 	for lines := bufio.NewScanner(out); lines.Scan(); {
 		if m := link.FindStringSubmatch(lines.Text()); m != nil {
-			go io.Copy(io.Discard, out) // until the process ends
+			go func() { _, _ = io.Copy(io.Discard, out) }() // until the process ends
 			s := &server{Client: client.New(m[1], key), cmd: cmd, data: data}
 			return s, s.Ready(ctx)
 		}
@@ -114,12 +114,12 @@ type raw struct {
 }
 
 // newRaw copies the bundle of a real sandbox, so that both sides have the same root and the same mounts.
-func newRaw(ctx context.Context, s *server, bin, dir string) (*raw, error) {
+func newRaw(ctx context.Context, s *server, bin, dir string) (_ *raw, err error) {
 	sb, err := s.Create(ctx, api.CreateSandbox{})
 	if err != nil {
 		return nil, err
 	}
-	defer s.terminate(context.WithoutCancel(ctx), sb.ID)
+	defer func() { err = errors.Join(err, s.terminate(context.WithoutCancel(ctx), sb.ID)) }()
 	found, err := filepath.Glob(filepath.Join(s.data, "local", "sandboxes", sb.ID+"-*", "bundle"))
 	if err != nil || len(found) != 1 {
 		return nil, fmt.Errorf("looking for the sandbox's bundle: %v, %w", found, err)

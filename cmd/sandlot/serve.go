@@ -75,7 +75,7 @@ func serve(ctx context.Context, cfg config, log *slog.Logger, stdout io.Writer) 
 	}
 	open.add("data directory", unlock)
 
-	ln, err := net.Listen("tcp", cfg.Listen) // a busy port fails before anything is done
+	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.Listen) // a busy port fails before anything is done
 	if err != nil {
 		return fmt.Errorf("--listen: %w", err)
 	}

@@ -114,7 +114,7 @@ func (s *Sessions) copy(ctx context.Context, m *mirror) (whole bool, err error) 
 	}()
 	for {
 		var it item
-		ok := true
+		var ok bool
 		select {
 		case it, ok = <-items:
 		default: // nothing is waiting: record what there is before waiting for more
