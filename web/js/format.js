@@ -105,6 +105,12 @@ export const clip = (s, n) => (s.length > n ? `${s.slice(0, n - 1)}…` : s);
 // volumeName is how a volume is called in passing: one that nobody named has only an ID of ours.
 export const volumeName = (name) => (/^sbx_[0-9a-z]{20,}$/i.test(name || "") ? "unnamed" : name || DASH);
 
+// sentence makes a server's reason into one.
+export function sentence(s) {
+  const t = String(s || "").trim();
+  return t && t[0].toUpperCase() + t.slice(1) + (/[.!?…]$/.test(t) ? "" : ".");
+}
+
 // initials of a name, for its face.
 export function initials(name) {
   const words = String(name || "").trim().split(/[\s._-]+/).filter(Boolean);

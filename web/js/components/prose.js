@@ -133,10 +133,9 @@ export class Prose extends Component {
     const { blocks, open } = split(text);
     const defs = definitions(text);
     const last = blocks.length - 1;
-    return html`<div class="prose">
+    return html`<div class=${streaming ? "prose live" : "prose"}>
       ${cut && html`<p class="faint">… the beginning follows when this part is finished</p>`}
       ${blocks.map((b, i) => html`<${Block} key=${i} text=${b} defs=${defs} done=${!(streaming && open && i === last)} />`)}
-      ${streaming && html`<span class="caret" aria-hidden="true"></span>`}
     </div>`;
   }
 }

@@ -3,7 +3,7 @@
 import { Component, html, useState } from "../lib.js";
 import { outcome } from "../reducer.js";
 import { layout } from "../tools.js";
-import { clip, clock, duration, fullTime, initials, money, plural, shortTime, tokens } from "../format.js";
+import { clip, clock, duration, fullTime, initials, money, plural, sentence, shortTime, tokens } from "../format.js";
 import { ClaudeFace, Icon, Pulse } from "./icons.js";
 import { Copy, Notice } from "./bits.js";
 import { Ledger } from "./ledger.js";
@@ -65,7 +65,7 @@ function Fin({ turn, state }) {
 // faults says what is known of an end that wasn't a good one, and no more than that.
 function fault(turn, state) {
   const e = turn.end || {};
-  const why = e.reason ? `${e.reason.replace(/\.?$/, ".")} ` : "";
+  const why = e.reason ? `${sentence(e.reason)} ` : "";
   const raw = turn.raw.slice(-4).join("\n");
   switch (state) {
     case "failed": {

@@ -6,7 +6,7 @@ import * as api from "../api.js";
 import * as outbox from "../outbox.js";
 import * as store from "../store.js";
 import { live, newSandbox, terminate } from "../actions.js";
-import { duration, fullTime, mib, plural, volumeName } from "../format.js";
+import { duration, fullTime, mib, plural, sentence, volumeName } from "../format.js";
 import { go } from "../router.js";
 import { Icon } from "../components/icons.js";
 import { Ago, Busy, ConfirmTerminate, Copy, Dot, Left, Notice, ProblemNotice, Scoreboard, Since, Skeleton } from "../components/bits.js";
@@ -110,7 +110,7 @@ function Sessions({ sb }) {
 function EventLog({ events }) {
   if (!events.length) return null;
   return html`<div class="block"><div class="bh"><h2>Events</h2></div><ol class="lines2">${events.map((e) => html`<li key=${e.seq}><time class="w2" datetime=${e.at} title=${fullTime(e.at)}>${new Date(e.at).toLocaleTimeString([], { hour12: false })}</time>
-    <span class=${cx("ev", e.kind === "error" && "bad-t")}>${word(e.kind)}</span><span class="grow dim">${e.text}</span></li>`)}</ol></div>`;
+    <span class=${cx("ev", e.kind === "error" && "bad-t")}>${word(e.kind)}</span><span class="grow dim">${sentence(e.text)}</span></li>`)}</ol></div>`;
 }
 
 const CHIPS = { creating: ["note", "busy", "Creating"], running: ["go", "run", "Running"], stopping: ["note", "busy", "Stopping"], error: ["bad", "bad", "Failed"], terminated: ["", "off", "Stopped"] };
@@ -160,7 +160,7 @@ export function Sandbox({ id }) {
         <div class="block">${composer}<${Facts} sb=${sb} /></div></div>`}
       ${running && html`<div class="make flip"><div class="block">${composer}<div class="bh"><h2>Sessions</h2></div><${Sessions} sb=${sb} /><${EventLog} events=${events} /></div>
         <div class="block"><div class="bh"><h2>Facts</h2></div><${Facts} sb=${sb} /></div></div>`}
-      ${sb.state === "stopping" && html`<${Notice} kind="note" icon="clock" title="This sandbox is being stopped."><span>${sb.reason || "What runs in it is ended, then it is taken apart."} Its volume is kept.</span></${Notice}>`}
+      ${sb.state === "stopping" && html`<${Notice} kind="note" icon="clock" title="This sandbox is being stopped."><span>${sentence(sb.reason) || "What runs in it is ended, then it is taken apart."} Its volume is kept.</span></${Notice}>`}
       ${!live(sb) && html`<${Ended} sb=${sb} waiting=${waiting} setPut=${setPut} />`}
       ${!creating && !running && html`<div class="make flip"><div class="block"><div class="bh"><h2>Sessions</h2></div><${Sessions} sb=${sb} />
           ${sb.state === "error" && !events.some((e) => e.kind === "running") && html`<div class="bh"><h2>How far it came</h2></div><${Steps} list=${list} />`}<${EventLog} events=${events} /></div>
@@ -192,7 +192,7 @@ function Ended({ sb, waiting, setPut }) {
   };
   return html`<${Notice} kind=${failed ? "bad" : ""} title=${failed ? "This sandbox failed." : "This sandbox has stopped."}
     acts=${html`<${Busy} class="btn go" onProblem=${setProblem} onClick=${again}>New sandbox</${Busy}>`}>
-    <span>${sb.reason || "No reason is known."}${" "}The volume <code>${sb.volume}</code> is kept; a new sandbox can mount it again.</span></${Notice}>
+    <span>${sentence(sb.reason) || "No reason is known."}${" "}The volume <code>${sb.volume}</code> is kept; a new sandbox can mount it again.</span></${Notice}>
     <${Queue} entries=${waiting} why="the sandbox has ended" onEdit=${(text) => setPut({ text })} />
     <${ProblemNotice} title="The sandbox could not be created." problem=${problem} />`;
 }

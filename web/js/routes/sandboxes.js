@@ -31,7 +31,7 @@ export function doing(sb, sessions) {
     case "error":
       return { dot: "bad", word: "Failed", tone: "bad-t", sub: sb.reason || "", session: here[0] };
     default:
-      return { dot: "off", word: "Stopped", sub: sb.reason ? `${sb.reason.replace(/\.$/, "")}, volume kept` : "volume kept", session: here[0] };
+      return { dot: "off", word: "Stopped", sub: sb.reason ? `${sb.reason.replace(/\.$/, "")}; volume kept` : "volume kept", session: here[0] };
   }
 }
 

@@ -6,7 +6,7 @@ import * as outbox from "../outbox.js";
 import * as store from "../store.js";
 import * as feeds from "../feed.js";
 import { continueSession, live, newSandbox, nextSandbox } from "../actions.js";
-import { money, plural, tokens, volumeName } from "../format.js";
+import { money, plural, sentence, tokens, volumeName } from "../format.js";
 import { totals } from "../reducer.js";
 import { Icon } from "../components/icons.js";
 import { Busy, Notice, ProblemNotice, Scoreboard, Skeleton } from "../components/bits.js";
@@ -179,6 +179,6 @@ function Ended({ session, sb, onProblem }) {
   return html`<${Notice} kind=${sb.state === "error" ? "bad" : ""} role="status" title=${sb.state === "error" ? "This session’s sandbox failed." : "This session’s sandbox has stopped."} acts=${html`
       <${Busy} class="btn go" onProblem=${fail("A new sandbox could not be created.")} onClick=${go}>${making ? "Starting …" : "Continue here"}</${Busy}>
       <${Busy} class="btn" onProblem=${fail("The sandbox could not be created.")} onClick=${() => newSandbox({ volume: sb.volume, workdir: sb.workdir })} title="A new session on the same files">New sandbox</${Busy}>`}>
-    <span>${(sb.reason || "No reason is known.").replace(/([^.])$/, "$1.")}${" "}A new one takes about a second:</span>
+    <span>${sentence(sb.reason) || "No reason is known."}${" "}A new one takes about a second:</span>
     <div class="restore">${kept("check", "Files", volumeName(sb.volume) === "unnamed" ? "its volume" : `volume ${sb.volume}`)}${kept("check", "Conversation", plural(session.turns, "turn"))}${kept("x", "Processes", "ended with the sandbox")}</div></${Notice}>`;
 }
