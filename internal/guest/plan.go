@@ -216,7 +216,7 @@ func (p *plan) refusal(err error) *Error {
 		return refuse("not_executable", "argv", "%s is not a program for this machine, nor a script that names its interpreter", p.path)
 	case errors.Is(err, syscall.EACCES):
 		return refuse("not_executable", "argv", "uid %d may not run %s in %s", p.uid, p.path, p.dir)
-	case errors.Is(err, syscall.E2BIG):
+	case errors.Is(err, syscall.E2BIG), errors.Is(err, syscall.ENAMETOOLONG): // the latter is gVisor's word for it
 		return refuse("bad_argv", "argv", "arguments and environment are too long")
 	case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.EINVAL):
 		return refuse("bad_user", "user", "no process can be started as uid %d: %v", p.uid, err)

@@ -212,29 +212,20 @@ func (r *run) view() Run {
 	return v
 }
 
-// signal sends sig to the process's group and to what is in front of its terminal; KILL goes to everything of the run.
+// signal sends sig to the process's group; KILL goes to everything of the run. What is in front of a terminal has a group of its own,
+// which gVisor doesn't tell us: it gets its signals as who sits at a terminal sends them, as characters.
 func (r *run) signal(sig syscall.Signal) bool {
-	if sig == syscall.SIGKILL {
-		var known map[int]process
-		if !r.nursery.signal(r.child, func(pid int) { known = signalFamily(pid, nil, sig) }) {
-			return false
-		}
-		killFamily(r.child.pid, known)
-		return true
-	}
-	return r.nursery.signal(r.child, func(pid int) {
-		_ = syscall.Kill(-pid, sig) // it is there, and ours to signal
-		if !r.io.pty {
-			return
-		}
-		_ = control(r.io.master, func(fd int) error {
-			front, err := unix.IoctlGetInt(fd, unix.TIOCGPGRP)
-			if err == nil && front > 1 && front != pid {
-				_ = syscall.Kill(-front, sig) // ESRCH: it has just ended
-			}
-			return err
+	if sig != syscall.SIGKILL {
+		return r.nursery.signal(r.child, func(pid int) {
+			_ = syscall.Kill(-pid, sig) // it is there, and ours to signal
 		})
-	})
+	}
+	var known map[int]process
+	if !r.nursery.signal(r.child, func(pid int) { known = signalFamily(pid, nil, sig) }) {
+		return false
+	}
+	killFamily(r.child.pid, known)
+	return true
 }
 
 // alive reports whether the run's end is still to come.

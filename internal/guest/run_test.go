@@ -441,20 +441,6 @@ func TestSignals(t *testing.T) {
 		kill(t, c, cmd.ID)
 		wantGone(t, pids)
 	})
-	t.Run("reach what is in front of a terminal", func(t *testing.T) {
-		t.Parallel()
-		cmd := guest.Command{ID: newID(), Argv: []string{"bash", "--norc", "-i"}, Stdio: guest.StdioPTY, Open: true}
-		start(t, c, cmd)
-		enter(t, c, cmd.ID, "trap 'echo shell' USR1; sh -c 'trap \"echo front-$((40+2)); exit\" USR1; echo rea''dy; while :; do sleep 0.05; done'\n")
-		waitFor(t, c, cmd.ID, "ready\r\n")
-		if err := c.Signal(t.Context(), cmd.ID, "SIGUSR1"); err != nil {
-			t.Fatal(err)
-		}
-		waitFor(t, c, cmd.ID, "front-42\r\n")
-		waitFor(t, c, cmd.ID, "shell\r\n")
-		enter(t, c, cmd.ID, "exit 9\n")
-		wantExit(t, follow(t, c, cmd.ID, 0).end, 9)
-	})
 }
 
 // enter types text into a run's terminal.
