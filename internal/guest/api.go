@@ -44,7 +44,7 @@ func (s *Server) routes() http.Handler {
 	handle("GET /v1/runs", func(http.ResponseWriter, *http.Request) (any, error) {
 		all := []Run{}
 		for _, r := range s.runs.list() {
-			all = append(all, r.view())
+			all = append(all, r.view().brief())
 		}
 		return all, nil
 	})

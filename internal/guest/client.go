@@ -62,14 +62,10 @@ func (c *Client) serveGateway(gateway http.Handler) {
 	if gateway == nil {
 		gateway = http.NotFoundHandler()
 	}
-	var handlers sync.WaitGroup
+	var handlers requests
 	ctx, cancel := context.WithCancel(context.Background())
 	srv := &http.Server{
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			handlers.Add(1)
-			defer handlers.Done()
-			gateway.ServeHTTP(w, r)
-		}),
+		Handler:           handlers.count(gateway),
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 		ReadHeaderTimeout: 30 * time.Second,
 		IdleTimeout:       5 * time.Minute,
@@ -79,7 +75,7 @@ func (c *Client) serveGateway(gateway http.Handler) {
 	cancel()
 	_ = c.session.Close() // always nil
 	_ = srv.Close()       // its connections went with the session
-	handlers.Wait()
+	handlers.wait()
 }
 
 // limited accepts a number of streams at a time and hangs up on more.
@@ -148,7 +144,8 @@ func (c *Client) Run(ctx context.Context, id string) (Run, error) {
 	return call[Run](ctx, c, "GET", runPath(id, ""), nil)
 }
 
-// Runs lists the runs, oldest first. The guest forgets the oldest ended ones at some point.
+// Runs lists the runs, oldest first, those with a very long command line without it. The guest forgets the oldest ended ones at
+// some point.
 func (c *Client) Runs(ctx context.Context) ([]Run, error) {
 	return call[[]Run](ctx, c, "GET", "/v1/runs", nil)
 }
@@ -204,7 +201,7 @@ func (c *Client) post(ctx context.Context, path string, body []byte) error {
 	if err != nil {
 		return err
 	}
-	defer resp.Body.Close() //nolint:errcheck // only read from
+	defer resp.Body.Close() // only read from
 	_, err = decode[struct{}](c, resp)
 	return err
 }
@@ -223,7 +220,7 @@ func (c *Client) Output(ctx context.Context, id string, offset int64, follow boo
 			yield(Frame{}, err)
 			return
 		}
-		defer resp.Body.Close() //nolint:errcheck // only read from
+		defer resp.Body.Close() // only read from
 		if resp.StatusCode != http.StatusOK {
 			yield(Frame{}, refusal(resp))
 			return
@@ -293,7 +290,7 @@ func call[T any](ctx context.Context, c *Client, method, path string, in any) (T
 	if err != nil {
 		return zero, err
 	}
-	defer resp.Body.Close() //nolint:errcheck // only read from
+	defer resp.Body.Close() // only read from
 	v, err := decode[T](c, resp)
 	if err != nil && ctx.Err() != nil {
 		err = fmt.Errorf("guest: %s: %w", path, ctx.Err())

@@ -28,7 +28,7 @@ func (c *Client) ReadFile(ctx context.Context, path string) (io.ReadCloser, File
 		return nil, File{}, err
 	}
 	if resp.StatusCode != http.StatusOK {
-		defer resp.Body.Close() //nolint:errcheck // only read from
+		defer resp.Body.Close() // only read from
 		return nil, File{}, refusal(resp)
 	}
 	var f File
@@ -70,7 +70,7 @@ func (c *Client) WriteFile(ctx context.Context, path string, r io.Reader, mode f
 		}
 		return File{}, err
 	}
-	defer resp.Body.Close() //nolint:errcheck // only read from
+	defer resp.Body.Close() // only read from
 	return decode[File](c, resp)
 }
 

@@ -84,7 +84,7 @@ func (s *Server) getFile(w http.ResponseWriter, r *http.Request) (any, error) {
 	if err != nil {
 		return nil, fileError(err, path)
 	}
-	defer f.Close() //nolint:errcheck // only read from
+	defer f.Close() // only read from
 	fi, err := f.Stat()
 	if err != nil {
 		return nil, fileError(err, path)
@@ -118,7 +118,7 @@ func list(path string) (any, error) {
 	if err != nil {
 		return nil, fileError(err, path)
 	}
-	defer dir.Close() //nolint:errcheck // only read from
+	defer dir.Close() // only read from
 	entries, err := dir.ReadDir(maxEntries + 1)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, fileError(err, path)
@@ -261,7 +261,7 @@ func (s *Server) makeDirs(dir string) error {
 	if err != nil {
 		return err
 	}
-	defer d.Close() //nolint:errcheck // nothing was written through it
+	defer d.Close() // nothing was written through it
 	return chown(d, s.cfg.AgentUID, s.cfg.AgentGID)
 }
 

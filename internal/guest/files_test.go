@@ -88,7 +88,7 @@ func TestWriteFileReplacesTheWholeFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer old.Close() //nolint:errcheck // only read from
+	defer old.Close() // only read from
 	if f := write(link, "second", 0); f.Mode != 0o600 || f.Path != path {
 		t.Errorf("%+v", f)
 	}

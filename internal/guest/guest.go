@@ -87,7 +87,7 @@ const (
 	Stdout Kind = 1
 	Stderr Kind = 2
 	Gap    Kind = 3 // output before Offset was trimmed: 8 bytes, big endian, the offset at which the trimmed part began
-	End    Kind = 4 // the run has ended: a Run as JSON; always the last frame
+	End    Kind = 4 // the run has ended: a Run as JSON, without argv if that is long; always the last frame
 )
 
 // Frame is a piece of a run's journal. Offset counts the bytes of output (both streams) before it, headers and

@@ -238,7 +238,7 @@ func TestHelperEndsAllOnTERM(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer alive.Close() //nolint:errcheck // only read from
+		defer alive.Close() // only read from
 		polite, rude := shell("trap 'echo bye; exit 2' TERM; echo ready; while :; do sleep 0.02; done"), shell("trap '' TERM; echo ready; while :; do sleep 0.02; done")
 		start(t, h.client, polite)
 		start(t, h.client, rude)

@@ -141,7 +141,7 @@ func prepareWorkdir(dir string, uid, gid int) error {
 	if err != nil {
 		return err
 	}
-	defer d.Close() //nolint:errcheck // only read from
+	defer d.Close() // only read from
 	fi, err := d.Stat()
 	if err != nil {
 		return err
@@ -165,5 +165,6 @@ func listen(path string) (net.Listener, error) {
 	}
 	old := unix.Umask(0o177) // before anybody can connect
 	defer unix.Umask(old)
-	return net.Listen("unix", path)
+	var lc net.ListenConfig
+	return lc.Listen(context.Background(), "unix", path)
 }

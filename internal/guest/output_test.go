@@ -491,9 +491,11 @@ func TestClientBelievesNothing(t *testing.T) {
 		})
 	}
 	for name, h := range map[string]http.HandlerFunc{
-		"not JSON":        func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("hello")) },
-		"another type":    func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{"id":7}`)) },
-		"a redirect":      func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://127.0.0.1:1/", 302) },
+		"not JSON":     func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("hello")) },
+		"another type": func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{"id":7}`)) },
+		"a redirect": func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "http://127.0.0.1:1/", http.StatusFound)
+		},
 		"a bare no":       func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(503) },
 		"an endless no":   func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(400); endless(w) },
 		"an endless yes":  func(w http.ResponseWriter, _ *http.Request) { endless(w) },

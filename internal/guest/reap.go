@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -145,7 +146,7 @@ func (n *nursery) sweep() {
 	for {
 		var info siginfo
 		err := waitid(&info)
-		if err == unix.EINTR {
+		if errors.Is(err, unix.EINTR) {
 			continue
 		}
 		if err != nil || info.pid == 0 {
@@ -162,7 +163,7 @@ func (n *nursery) wait(pid int) bool {
 	var status syscall.WaitStatus
 	for {
 		got, err := syscall.Wait4(pid, &status, syscall.WNOHANG, nil)
-		if err == syscall.EINTR {
+		if errors.Is(err, syscall.EINTR) {
 			continue
 		}
 		if err != nil || got != pid {

@@ -184,10 +184,9 @@ func (r *run) finish(late bool, over time.Time) {
 	st.First, st.Next = r.journal.bounds()
 	end := *st
 	r.mu.Unlock()
-	data, err := json.Marshal(end)
-	if err != nil || len(data) > MaxFrame {
-		end.Argv = nil // a command line may be longer than a frame; Run tells it
-		data, _ = json.Marshal(end)
+	data, err := json.Marshal(end.brief())
+	if err != nil { // it can't be: times are in range, strings may be anything
+		panic(err)
 	}
 	r.cancel() // before anybody can have read the end
 	if !r.io.pty {
@@ -195,6 +194,19 @@ func (r *run) finish(late bool, over time.Time) {
 	}
 	r.journal.finish(data)
 	close(r.ended)
+}
+
+// brief returns r without a command line that is too long to be told more than once: a frame holds MaxFrame, and a list many runs.
+func (r Run) brief() Run {
+	const most = 4 << 10
+	n := 0
+	for _, a := range r.Argv {
+		n += len(a) + 1
+	}
+	if n > most {
+		r.Argv = nil
+	}
+	return r
 }
 
 // abandon closes the streams that background processes still hold open, and waits for everything. The run has ended.

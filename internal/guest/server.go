@@ -134,16 +134,21 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	defer cancel()
 	defer context.AfterFunc(s.ctx, cancel)()
 	defer context.AfterFunc(ctx, func() { _ = ln.Close() })() // makes Accept fail, which is how it is told
-	defer ln.Close()                                          //nolint:errcheck // nothing was written through it
+	defer ln.Close()                                          // nothing was written through it
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for {
 		conn, err := ln.Accept()
 		if err != nil {
-			cancel()
-			if s.ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+				cancel()
 				return nil
 			}
+			if isShortage(err) { // which must not cost the sandbox its life
+				pause(ctx)
+				continue
+			}
+			cancel()
 			return fmt.Errorf("guest: accept: %w", err)
 		}
 		wg.Go(func() {
@@ -152,6 +157,16 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 			}
 		})
 	}
+}
+
+// isShortage reports whether err is one that passes when somebody else lets go of something.
+func isShortage(err error) bool {
+	for _, e := range []error{unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ENOBUFS, unix.ECONNABORTED} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // ServeConn answers one host until it goes, ctx is done or the guest ends. It owns conn.
@@ -167,13 +182,9 @@ func (s *Server) ServeConn(ctx context.Context, conn net.Conn) error {
 		return fmt.Errorf("guest: %w", err)
 	}
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx)) // of the requests: the last ones may still be finished
-	var handlers sync.WaitGroup
+	var handlers requests
 	srv := &http.Server{
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			handlers.Add(1)
-			defer handlers.Done()
-			s.handler.ServeHTTP(w, r)
-		}),
+		Handler:           handlers.count(s.handler),
 		BaseContext:       func(net.Listener) context.Context { return work },
 		ReadHeaderTimeout: time.Minute,
 		ErrorLog:          silent(),
@@ -201,7 +212,7 @@ func (s *Server) ServeConn(ctx context.Context, conn net.Conn) error {
 	stopped()
 	ended()
 	hangUp() // or wait until it has been done
-	handlers.Wait()
+	handlers.wait()
 	if s.ctx.Err() != nil || ctx.Err() != nil || errors.Is(err, io.EOF) {
 		return nil
 	}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log"
 	"net"
+	"net/http"
 	"slices"
 	"sync"
 	"time"
@@ -24,6 +25,35 @@ func muxConfig() *yamux.Config {
 
 // silent is a log for libraries that insist on one.
 func silent() *log.Logger { return log.New(io.Discard, "", 0) }
+
+// requests counts what an HTTP server has under way, so that whoever ends it can wait for the handlers too.
+type requests struct {
+	mu   sync.Mutex
+	over bool
+	wg   sync.WaitGroup
+}
+
+// count makes h one that is waited for. Once wait has been called it isn't called any more.
+func (q *requests) count(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		q.mu.Lock()
+		if q.over {
+			q.mu.Unlock()
+			panic(http.ErrAbortHandler)
+		}
+		q.wg.Add(1)
+		q.mu.Unlock()
+		defer q.wg.Done()
+		h.ServeHTTP(w, r)
+	})
+}
+
+func (q *requests) wait() {
+	q.mu.Lock()
+	q.over = true
+	q.mu.Unlock()
+	q.wg.Wait()
+}
 
 // streams makes a session a listener that can be closed without ending the session, so that answers under way are finished.
 type streams struct {
@@ -66,6 +96,7 @@ const tunnelLinger = 10 * time.Second
 type tunnel struct {
 	ln       net.Listener
 	patience time.Duration
+	places   chan struct{} // one for each connection
 	wg       sync.WaitGroup
 
 	mu       sync.Mutex
@@ -79,7 +110,7 @@ func listenTunnel(ctx context.Context, addr string, patience time.Duration) (*tu
 	if err != nil {
 		return nil, err
 	}
-	t := &tunnel{ln: ln, patience: patience, changed: make(chan struct{})}
+	t := &tunnel{ln: ln, patience: patience, places: make(chan struct{}, maxGatewayStreams), changed: make(chan struct{})}
 	t.wg.Go(func() { t.accept(ctx) })
 	return t, nil
 }
@@ -95,14 +126,27 @@ func (t *tunnel) accept(ctx context.Context) {
 			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
 				return
 			}
-			select { // out of descriptors, say: others may end
-			case <-time.After(100 * time.Millisecond):
-			case <-ctx.Done():
-				return
-			}
+			pause(ctx) // out of descriptors, say: others may end
 			continue
 		}
-		t.wg.Go(func() { t.carry(ctx, conn.(*net.TCPConn)) })
+		select { // more wait in the kernel's queue: they would use up our descriptors, and the host hangs up on them
+		case t.places <- struct{}{}:
+		case <-ctx.Done():
+			_ = conn.Close() // nothing was said
+			return
+		}
+		t.wg.Go(func() {
+			t.carry(ctx, conn.(*net.TCPConn))
+			<-t.places
+		})
+	}
+}
+
+// pause waits a little before something is tried again, but not beyond ctx.
+func pause(ctx context.Context) {
+	select {
+	case <-time.After(100 * time.Millisecond):
+	case <-ctx.Done():
 	}
 }
 
@@ -144,7 +188,7 @@ func (t *tunnel) open(ctx context.Context) (*yamux.Stream, *yamux.Session, error
 
 // carry joins conn to a stream until both directions have ended, or one has failed.
 func (t *tunnel) carry(ctx context.Context, conn *net.TCPConn) {
-	defer conn.Close() //nolint:errcheck // all has been written, or it has failed anyway
+	defer conn.Close() // all has been written, or it has failed anyway
 	st, session, err := t.open(ctx)
 	if err != nil {
 		return
@@ -156,7 +200,7 @@ func (t *tunnel) carry(ctx context.Context, conn *net.TCPConn) {
 		_ = st.SetDeadline(time.Unix(1, 0))
 	}
 	defer context.AfterFunc(ctx, abort)()
-	defer st.Close() //nolint:errcheck // as above
+	defer st.Close() // as above
 	back := make(chan struct{})
 	go func() {
 		defer close(back)
