@@ -153,8 +153,9 @@ func (s *Server) postStdin(w http.ResponseWriter, req *http.Request) (any, error
 	if err != nil {
 		return nil, refuse("too_large", "", "at most %d bytes of input at a time: %v", maxStdin, err)
 	}
-	switch err := r.write(req.Context(), b, req.FormValue("close") == "1"); {
-	case err == nil:
+	last := req.FormValue("close") == "1"
+	switch err := r.write(req.Context(), b, last); {
+	case err == nil, len(b) == 0 && last && !r.alive(): // what has ended has no input open
 		return struct{}{}, nil
 	case !r.alive():
 		return nil, runEnded(r.state.ID)

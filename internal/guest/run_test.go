@@ -110,6 +110,19 @@ func TestStdin(t *testing.T) {
 		wantRefused(t, c.WriteStdin(t.Context(), cmd.ID, strings.NewReader("x"), true), 409, "stdin_closed", "")
 		kill(t, c, cmd.ID)
 	})
+	t.Run("closed after the end", func(t *testing.T) {
+		t.Parallel()
+		cmd := shell("read x")
+		cmd.Open = true
+		start(t, c, cmd)
+		if err := c.WriteStdin(t.Context(), cmd.ID, strings.NewReader("it ends with this\n"), true); err != nil {
+			t.Error(err)
+		}
+		wantExit(t, follow(t, c, cmd.ID, 0).end, 0)
+		if err := c.WriteStdin(t.Context(), cmd.ID, strings.NewReader(""), true); err != nil {
+			t.Error(err)
+		}
+	})
 	t.Run("closed by the process", func(t *testing.T) {
 		t.Parallel()
 		cmd := shell("exec <&-; echo closed; sleep 60")

@@ -209,15 +209,15 @@ func TestNoStartDuringShutdown(t *testing.T) {
 	t.Parallel()
 	s := newServer(t, func(cfg *guest.Config) { cfg.Grace = time.Minute })
 	c := setUp(t, dial(t, s, nil))
-	cmd := shell("trap 'echo asked' TERM; echo ready; while ! read x; do :; done")
-	cmd.Open = true
+	leave := filepath.Join(t.TempDir(), "leave")
+	cmd := shell("trap 'echo asked' TERM; echo ready; while [ ! -e " + leave + " ]; do sleep 0.02; done")
 	start(t, c, cmd)
 	waitFor(t, c, cmd.ID, "ready")
 	go s.Shutdown(context.Background())
 	waitFor(t, c, cmd.ID, "asked")
 	_, err := c.Start(t.Context(), shell("true"))
 	wantRefused(t, err, 409, "shutting_down", "")
-	if err := c.WriteStdin(t.Context(), cmd.ID, strings.NewReader("go\n"), true); err != nil {
+	if err := os.WriteFile(leave, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	<-s.Done()
