@@ -55,7 +55,7 @@ func run(ctx context.Context, rounds int, bin, toolkit string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.stop()) }()
-	raw, err := newRaw(ctx, s, bin, filepath.Join(dir, "raw"))
+	raw, err := newRaw(ctx, s, bin, filepath.Join(dir, "raw"), toolkit)
 	if err != nil {
 		return fmt.Errorf("preparing gVisor's side: %w", err)
 	}

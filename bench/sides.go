@@ -114,7 +114,7 @@ type raw struct {
 }
 
 // newRaw copies the bundle of a real sandbox, so that both sides have the same root and the same mounts.
-func newRaw(ctx context.Context, s *server, bin, dir string) (_ *raw, err error) {
+func newRaw(ctx context.Context, s *server, bin, dir, toolkit string) (_ *raw, err error) {
 	sb, err := s.Create(ctx, api.CreateSandbox{})
 	if err != nil {
 		return nil, err
@@ -149,6 +149,20 @@ func newRaw(ctx context.Context, s *server, bin, dir string) (_ *raw, err error)
 	}
 	if err := json.Unmarshal(data, &r.config); err != nil {
 		return nil, err
+	}
+	// Sources stand there as the server's processes see them.
+	for _, m := range r.config["mounts"].([]any) {
+		m := m.(map[string]any)
+		source, _ := m["source"].(string)
+		switch rest := strings.SplitN(source, "/", 5); {
+		case !strings.HasPrefix(source, "/run/sandlot/"):
+		case strings.HasPrefix(rest[4], "data/"):
+			m["source"] = filepath.Join(s.data, "local", strings.TrimPrefix(rest[4], "data/"))
+		case m["destination"] == claude.MountPoint:
+			m["source"] = filepath.Join(toolkit, "claude-"+claude.Version)
+		default: // the guest's program
+			m["source"] = filepath.Join(s.data, "guest")
+		}
 	}
 	root := filepath.Join(r.bundle, "root")
 	r.config["root"].(map[string]any)["path"] = root

@@ -32,7 +32,7 @@ func doctorCommand() *cobra.Command {
 				return err
 			}
 			d := &doctor{out: cmd.OutOrStdout()}
-			if err := local.EnterUserNamespace(); err != nil {
+			if err := local.EnterNamespaces(); err != nil {
 				d.fault("user namespace", err)
 			} else {
 				os.Clearenv()

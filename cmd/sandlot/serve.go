@@ -47,7 +47,7 @@ ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL say which model service the server's ga
 			if err := loadConfig(cmd, &cfg); err != nil {
 				return err
 			}
-			if err := local.EnterUserNamespace(); err != nil {
+			if err := local.EnterNamespaces(); err != nil {
 				return err
 			}
 			// gVisor's gofer inherits our environment, and our log stays ours when it takes over the standard streams.

@@ -122,6 +122,9 @@ func TestMainJobRootless(t *testing.T) {
 	}
 	const uid = 54322
 	dir := dataDir(t)
+	if err := os.Chmod(dir, 0o755); err != nil { // that user must reach what is below
+		t.Fatal(err)
+	}
 	data := filepath.Join(dir, "data")
 	if err := os.Mkdir(data, 0o755); err != nil {
 		t.Fatal(err)

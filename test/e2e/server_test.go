@@ -71,14 +71,11 @@ func toolkit() string {
 	return filepath.Join(cache, "sandlot-test", "toolkit")
 }
 
-// dataDir is a directory for a server that any user can reach; it is removed at the end, which fails if a mount is left in it.
+// dataDir is a directory for a server, closed to others as a home often is; it is removed at the end, which fails if a mount is left in it.
 func dataDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "sandlot-e2e-")
 	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

@@ -107,11 +107,11 @@ func (e *Engine) create(ctx context.Context, en *entry, k string, spec sandbox.S
 	} else if n < minFree {
 		return fmt.Errorf("%w: the disk of %s has only %d MiB left; free some", sandbox.ErrUnavailable, e.cfg.Dir, n>>20)
 	}
-	volume, base, err := e.volume(spec.Volume)
+	_, base, err := e.volume(spec.Volume)
 	if err != nil {
 		return err
 	}
-	bundle, err := e.makeBundle(k, spec, volume, base)
+	bundle, err := e.makeBundle(k, spec, base)
 	if err != nil {
 		return fmt.Errorf("making its bundle: %w", err)
 	}
@@ -144,7 +144,7 @@ type bundle struct {
 }
 
 // makeBundle lays out the sandbox's own directory. Its first entry, made here, is also the label by which List knows the run.
-func (e *Engine) makeBundle(k string, spec sandbox.Spec, volume string, base uint32) (bundle, error) {
+func (e *Engine) makeBundle(k string, spec sandbox.Spec, base uint32) (bundle, error) {
 	dir := e.sandboxDir(k)
 	b := bundle{dir: filepath.Join(dir, "bundle")}
 	for _, d := range []string{dir, b.dir} {
@@ -162,7 +162,7 @@ func (e *Engine) makeBundle(k string, spec sandbox.Spec, volume string, base uin
 	if err != nil {
 		return bundle{}, err
 	}
-	b.spec = e.ociSpec(k, spec, volume, base, root, mounts, time.Now())
+	b.spec = e.ociSpec(k, spec, base, mounts, time.Now())
 	for _, m := range b.spec.Mounts {
 		// The gofer may not make them: to it, this directory is somebody else's.
 		if err := os.MkdirAll(filepath.Join(root, m.Destination), 0o755); err != nil {

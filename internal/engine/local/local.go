@@ -1,6 +1,6 @@
 // Package local runs sandboxes on this Linux host with gVisor, which is part of our own binary: no runtime to install, no
 // daemon. Sandboxes are detached: they outlive this process, and a later one finds them again by their Ref. It works as
-// root, and as an ordinary user inside a user namespace (see EnterUserNamespace).
+// root, and as an ordinary user inside a user namespace (see EnterNamespaces).
 //
 // On disk, under Config.Dir:
 //
@@ -54,6 +54,7 @@ type Engine struct {
 	ids     idRange
 	cgroups cgroups
 	netns   *os.File // an empty network namespace, where gofers live
+	stage   *stage
 
 	mu      sync.Mutex
 	entries map[string]*entry // by key; runs that this process works on or has made
@@ -98,19 +99,24 @@ func Open(cfg Config) (*Engine, error) {
 	if err := prepareHostImage(filepath.Join(cfg.Dir, "host")); err != nil {
 		return nil, fmt.Errorf("preparing image %q: %w", sandbox.HostImage, err)
 	}
-	netns, err := emptyNetns()
-	if err != nil {
+	e := &Engine{cfg: cfg, ids: ids, entries: map[string]*entry{}}
+	sources := []string{filepath.Dir(cfg.Guest)}
+	for _, m := range cfg.Mounts {
+		sources = append(sources, m.Source)
+	}
+	if e.stage, err = openStage(cfg.Dir, sources); err != nil {
 		return nil, fmt.Errorf("opening the local engine: %w", err)
 	}
-	conf, err := runtimeConfig(filepath.Join(cfg.Dir, "runsc"), netns)
+	if e.netns, err = emptyNetns(); err != nil {
+		return nil, errors.Join(fmt.Errorf("opening the local engine: %w", err), e.stage.close())
+	}
+	e.conf, err = runtimeConfig(filepath.Join(cfg.Dir, "runsc"), e.netns)
 	if err == nil {
 		err = acquireRuntime(cfg.Runtime, cfg.Log)
 	}
 	if err != nil {
-		_ = netns.Close() // nothing was written to it
-		return nil, fmt.Errorf("configuring gVisor: %w", err)
+		return nil, errors.Join(fmt.Errorf("configuring gVisor: %w", err), e.netns.Close(), e.stage.close())
 	}
-	e := &Engine{cfg: cfg, conf: conf, ids: ids, netns: netns, entries: map[string]*entry{}}
 	if ids.perVolume {
 		e.cgroups = findCgroups(installation(cfg.Dir))
 	}
@@ -120,7 +126,7 @@ func Open(cfg Config) (*Engine, error) {
 // Close gives the standard streams back. Sandboxes go on running.
 func (e *Engine) Close() error {
 	releaseRuntime()
-	return e.netns.Close()
+	return errors.Join(e.netns.Close(), e.stage.close())
 }
 
 // Capabilities implements engine.Engine.

@@ -21,27 +21,29 @@ import (
 	"github.com/sandlot-dev/sandlot/internal/sandbox"
 )
 
-// stageEnv tells a re-exec of ourselves how far it is on its way into the user namespace.
-const stageEnv = "SANDLOT_USER_NAMESPACE"
+// stageEnv tells a re-exec of ourselves how far it is on its way into the namespaces.
+const stageEnv = "SANDLOT_NAMESPACE"
 
 const (
-	stageWait = "wait" // in the namespace; its uids are being mapped from outside
+	stageWait = "wait" // in the user namespace; its uids are being mapped from outside
 	stageIn   = "in"   // all done
 )
 
-// EnterUserNamespace makes an ordinary user root in a user and mount namespace of their own, where gVisor can work; as root
-// it does nothing. It starts this program anew with the same arguments and environment, passes signals on and never returns
-// in the outer process: that exits as the inner one does. Call it before anything else happens. ErrUnsupported says what the
-// host lacks and what to do.
-func EnterUserNamespace() error {
-	stage := os.Getenv(stageEnv)
-	switch {
+// EnterNamespaces gives this process mounts of its own, and makes an ordinary user root in a user namespace of their own, where
+// gVisor can work. It starts this program anew with the same arguments and environment: as root in the same process, else in a
+// child, to which the outer process passes signals and whose exit code it takes over. In both cases it returns in the new
+// program only. Call it before anything else happens. ErrUnsupported says what the host lacks and what to do.
+func EnterNamespaces() error {
+	switch stage := os.Getenv(stageEnv); {
 	case stage == stageWait:
 		return finishEntering()
-	case os.Geteuid() == 0:
+	case stage == stageIn && os.Geteuid() == 0:
+		ownMounts = true
 		return os.Unsetenv(stageEnv)
 	case stage == stageIn:
 		return fmt.Errorf("%w: still not root in the user namespace", sandbox.ErrUnsupported)
+	case os.Geteuid() == 0:
+		return enterAsRoot()
 	}
 	code, err := enter()
 	if err != nil {
@@ -49,6 +51,21 @@ func EnterUserNamespace() error {
 	}
 	os.Exit(code)
 	return nil
+}
+
+// ownMounts says that mounts made by this process are seen by it and its children only, and end with them.
+var ownMounts bool
+
+// enterAsRoot unshares the mounts of one thread and starts over in it: an exec ends all other threads.
+func enterAsRoot() error {
+	goruntime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return explain(fmt.Errorf("making a mount namespace: %w", err))
+	}
+	if err := os.Setenv(stageEnv, stageIn); err != nil {
+		return err
+	}
+	return fmt.Errorf("starting over in the mount namespace: %w", unix.Exec("/proc/self/exe", os.Args, os.Environ()))
 }
 
 // finishEntering waits until the outer process has mapped our uids, and starts over: an exec as uid 0 gives the capabilities.

@@ -28,8 +28,11 @@ var guestCapabilities = []string{
 	"CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_MKNOD", "CAP_AUDIT_WRITE", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_SYS_RESOURCE",
 }
 
-// ociSpec describes a sandbox to gVisor. It holds no secret: gVisor keeps it on disk.
-func (e *Engine) ociSpec(k string, spec sandbox.Spec, volume string, base uint32, root string, mounts []Mount, now time.Time) *specs.Spec {
+// ociSpec describes a sandbox to gVisor, with all paths as gVisor's processes find them. mounts complete the image. It holds no
+// secret: gVisor keeps it on disk.
+func (e *Engine) ociSpec(k string, spec sandbox.Spec, base uint32, mounts []Mount, now time.Time) *specs.Spec {
+	dir := filepath.Join(e.stage.dir, "sandboxes", k)
+	root := filepath.Join(dir, "bundle", "root")
 	deadline := now.Add(spec.Timeout + deadlineGrace)
 	agent := e.ids.agent()
 	s := &specs.Spec{
@@ -80,15 +83,18 @@ func (e *Engine) ociSpec(k string, spec sandbox.Spec, volume string, base uint32
 		mapping := []specs.LinuxIDMapping{{ContainerID: 0, HostID: base, Size: rangeSize}}
 		s.Linux.UIDMappings, s.Linux.GIDMappings = mapping, mapping
 	}
-	for _, m := range append(mounts, e.cfg.Mounts...) {
+	for _, m := range mounts {
 		s.Mounts = append(s.Mounts, bind(m.Source, m.Target, "ro"))
 	}
+	for _, m := range e.cfg.Mounts {
+		s.Mounts = append(s.Mounts, bind(e.stage.mounts[m.Source], m.Target, "ro"))
+	}
 	s.Mounts = append(s.Mounts,
-		bind(filepath.Dir(e.cfg.Guest), filepath.Dir(guest.Program), "ro"),
-		bind(e.socketDir(k), guest.SocketDir, "rw"),
+		bind(e.stage.mounts[filepath.Dir(e.cfg.Guest)], filepath.Dir(guest.Program), "ro"),
+		bind(filepath.Join(dir, "socket"), guest.SocketDir, "rw"),
 		// Not on the writable layer: a full disk inside must not cost a run its output.
-		bind(e.stateDir(k), guest.StateDir, "rw"),
-		bind(volume, spec.Workdir, "rw"),
+		bind(filepath.Join(dir, "state"), guest.StateDir, "rw"),
+		bind(filepath.Join(e.stage.dir, "volumes", spec.Volume.ID), spec.Workdir, "rw"),
 	)
 	return s
 }
