@@ -17,7 +17,7 @@ function words(turn, cwd) {
   }
   if (p.word === "call") {
     const row = describe(p.call, { cwd });
-    return `${row.verb} ${row.object.split("\n")[0]}`.trim();
+    return `${row.verb}${row.nested ? ":" : ""} ${row.object.split("\n")[0]}`.trim();
   }
   return p.word;
 }

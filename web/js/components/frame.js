@@ -69,19 +69,24 @@ function Theme() {
 
 const LINE = { live: ["run", "Live"], connecting: ["busy", "Connecting"], broken: ["off", "Offline"] };
 
-function Sidebar() {
+// Account tells who is signed in and how the connection is, with the theme and the way out.
+export function Account() {
   const me = store.me.value;
+  const [dot, word] = LINE[store.conn.value.state] || LINE.connecting;
+  return html`<div class="me"><span class="face" aria-hidden="true">${initials(me && me.account_name)}</span><span class="cut who">${(me && me.account_name) || "—"}</span>
+      <span class="live" role="status"><${Dot} kind=${dot} />${word}</span></div>
+    <div class="me acts"><${Theme} /><button type="button" class="btn quiet small" onClick=${signOut}><${Icon} name="out" small /><span class="lab">Sign out</span></button></div>`;
+}
+
+function Sidebar() {
   const here = route.value.name;
   const alive = (store.sandboxes.value || []).filter(live).length;
-  const [dot, word] = LINE[store.conn.value.state] || LINE.connecting;
   return html`<nav class="side" aria-label="Main">
     <a class="brand" href="/sandboxes" title="Sandlot"><${Mark} />Sandlot</a>
     <a class="btn new" href="/new" aria-current=${here === "new" ? "page" : undefined}><${Icon} name="plus" /><span class="lab">New session</span><kbd>N</kbd></a>
     <${SessionList} />
     <div class="foot"><div class="nav"><a href="/sandboxes" class=${here === "sandboxes" || here === "sandbox" ? "on" : ""} aria-current=${here === "sandboxes" ? "page" : undefined}><${Icon} name="box" /><span class="lab">Sandboxes</span>${alive > 0 && html`<span class="num">${alive}</span>`}</a></div>
-      <div class="me"><span class="face" aria-hidden="true">${initials(me && me.account_name)}</span><span class="cut who">${(me && me.account_name) || "—"}</span>
-        <span class="live" role="status"><${Dot} kind=${dot} />${word}</span></div>
-      <div class="me acts"><${Theme} /><button type="button" class="btn quiet small" onClick=${signOut}><${Icon} name="out" small /><span class="lab">Sign out</span></button></div></div>
+      <${Account} /></div>
   </nav>`;
 }
 

@@ -78,9 +78,9 @@ function fault(turn, state) {
       return { title: what || "Claude could not finish this turn.", text: said, code: [r && r.api_error_status ? `api_${r.api_error_status}` : subtype || turn.apiError || (r ? "is_error" : "no_result"), exit].filter(Boolean).join(" · ") };
     }
     case "lost":
-      return { title: "The run was lost.", text: `${why}Its end was not seen; what it did until ${shortTime(turn.lastAt) || "then"} is above. The files on the volume are kept.`, code: "exit not seen" };
+      return { title: "The run was lost.", text: `${why}How the turn ended was not seen; what Claude did until ${shortTime(turn.lastAt) || "then"} is above. The files on the volume are kept.`, code: "exit not seen" };
     case "unseen":
-      return { title: "This turn is not running any more.", text: `Its end was not seen; what it did until ${shortTime(turn.lastAt) || "then"} is above.`, code: "exit not seen" };
+      return { title: "This turn is not running any more.", text: `Its end was not seen; what Claude did until ${shortTime(turn.lastAt) || "then"} is above.`, code: "exit not seen" };
     case "timeout":
       return { title: "The turn reached its time limit and was stopped.", text: `${why}What it did until then is above.`, code: "timeout" };
     case "signaled":
