@@ -69,6 +69,15 @@ func TestPage(t *testing.T) {
 			t.Errorf("index.html contains %q", bad)
 		}
 	}
+	// Named here, all modules come at once; found one after the other, each level of imports costs a round trip.
+	for name := range read(t, ".js") {
+		if strings.HasPrefix(name, "vendor/highlight/") {
+			continue // loaded when code is shown
+		}
+		if !strings.Contains(page, `="/`+name+`"`) {
+			t.Errorf("index.html doesn't name %s", name)
+		}
+	}
 	for _, m := range linked.FindAllStringSubmatch(page, -1) {
 		if _, err := fs.Stat(web.FS(), m[1][1:]); err != nil && m[1] != "/docs" {
 			t.Errorf("index.html names %s: %v", m[1], err)
