@@ -155,6 +155,6 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 		cancel()
 		_ = hs.Close() // what is left is cut off
 	}
-	<-served
+	_ = <-served // http.ErrServerClosed
 	return nil
 }
