@@ -94,6 +94,7 @@ function newTurn(e, at) {
     interrupted: false,
     raw: [],
     usage: null,
+    model: "", // that answered, as its messages say
     startedAt: at,
     lastAt: at,
   };
@@ -242,6 +243,7 @@ function assistant(t, parent, d, at, seq) {
   if (parent === MAIN) {
     t.phase = "";
     takeUsage(t, message.usage);
+    t.model = message.model || t.model;
     if (d.error && typeof d.error === "string") t.apiError = d.error;
   }
 }
@@ -446,9 +448,16 @@ export function phase(turn) {
   return { word: keys.length || turn.result ? (turn.result ? "Finishing" : "Waiting for the model") : "Starting Claude" };
 }
 
+// cost is what a turn's result says it cost, in dollars. The CLI reckons with a real model's prices also where a script answered,
+// which costs nothing.
+export function cost(turn) {
+  const usd = turn.result && turn.result.total_cost_usd;
+  return typeof usd === "number" && turn.model !== "sandlot-demo" ? usd : null;
+}
+
 // totals adds up what the turns' results tell.
 export function totals(state) {
-  let cost = null;
+  let sum = null;
   let context = null;
   let window = null;
   let output = null;
@@ -456,9 +465,9 @@ export function totals(state) {
     if (t.usage) context = t.usage.context + t.usage.output;
     const r = t.result;
     if (!r) continue;
-    if (typeof r.total_cost_usd === "number") cost = (cost || 0) + r.total_cost_usd;
+    if (cost(t) !== null) sum = (sum || 0) + cost(t);
     if (r.usage) output = (output || 0) + (r.usage.output_tokens || 0);
     for (const m of Object.values(r.modelUsage || {})) if (m && m.contextWindow) window = m.contextWindow;
   }
-  return { cost, context, window, output };
+  return { cost: sum, context, window, output };
 }

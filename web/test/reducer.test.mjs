@@ -249,3 +249,14 @@ test("5,000 events fold quickly", () => {
   assert.equal(fold(l.events).turns.length, 500);
   assert.ok(performance.now() - start < 2000);
 });
+
+test("what a script answered cost nothing, whatever the CLI reckons", () => {
+  for (const [model, want] of [["sandlot-demo", null], ["claude-opus-4-8", 0.5]]) {
+    const l = log();
+    l.prompt("hi");
+    l.line({ type: "assistant", message: { id: "m1", model, role: "assistant", content: [{ type: "text", text: "Hello" }] }, parent_tool_use_id: null });
+    l.line({ type: "result", subtype: "success", is_error: false, total_cost_usd: 0.5 });
+    l.end();
+    assert.equal(totals(fold(l.events)).cost, want);
+  }
+});

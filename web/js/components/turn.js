@@ -1,7 +1,7 @@
 // One turn: the question, all that Claude did about it, and how it ended.
 
 import { Component, html, useState } from "../lib.js";
-import { outcome } from "../reducer.js";
+import { cost, outcome } from "../reducer.js";
 import { layout } from "../tools.js";
 import { clip, clock, duration, fullTime, initials, money, plural, sentence, shortTime, tokens } from "../format.js";
 import { ClaudeFace, Icon, Pulse } from "./icons.js";
@@ -58,7 +58,7 @@ function Fin({ turn, state }) {
     ${state !== "interrupted" && took !== null && html`<span title=${turn.end && turn.end.at ? fullTime(turn.end.at) : undefined}>${duration(took)}</span>`}
     ${calls > 0 && html`<span>${plural(calls, "call")}</span>`}
     ${into + (u.output_tokens || 0) > 0 && html`<span class="no-phone">${tokens(into)} in, ${tokens(u.output_tokens || 0)} out</span>`}
-    ${typeof r.total_cost_usd === "number" && html`<span>${money(r.total_cost_usd)}</span>`}
+    ${cost(turn) !== null && html`<span>${money(cost(turn))}</span>`}
     <span class="end">${text && html`<${Copy} text=${text} words="Copy answer" />`}</span></div>`;
 }
 
