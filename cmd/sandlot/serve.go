@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -69,15 +70,15 @@ func serve(ctx context.Context, cfg config, log *slog.Logger, stdout io.Writer) 
 	var open closers
 	defer func() { err = errors.Join(err, open.close()) }()
 
-	unlock, err := lockData(cfg.Data)
+	unlock, err := lockData(ctx, cfg.Data)
 	if err != nil {
 		return err
 	}
 	open.add("data directory", unlock)
 
-	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.Listen) // a busy port fails before anything is done
+	ln, err := listen(ctx, cfg.Listen) // a busy port fails before anything is done
 	if err != nil {
-		return fmt.Errorf("--listen: %w", err)
+		return err
 	}
 	open.add("listener", func() error { _ = ln.Close(); return nil }) // the server has closed it, if it came so far
 	base := "http://" + ln.Addr().String()
@@ -181,15 +182,44 @@ func openLocal(data string, toolkit *claude.Toolkit, log *slog.Logger) (*local.E
 }
 
 // lockData makes sure that only one server works in a data directory. The lock ends with the process, however it ends.
-func lockData(data string) (func() error, error) {
+func lockData(ctx context.Context, data string) (func() error, error) {
 	f, err := os.OpenFile(filepath.Join(data, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("--data: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	err = whilePredecessorEnds(ctx, unix.EWOULDBLOCK, func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("--data: another server is running in %s: %w", data, err), f.Close())
 	}
 	return f.Close, nil
+}
+
+func listen(ctx context.Context, address string) (ln net.Listener, err error) {
+	err = whilePredecessorEnds(ctx, unix.EADDRINUSE, func() error {
+		ln, err = (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("--listen: %w", err)
+	}
+	return ln, nil
+}
+
+// whilePredecessorEnds tries again for a moment while try fails with busy: a server that was just killed may hold on a little.
+func whilePredecessorEnds(ctx context.Context, busy error, try func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	for {
+		err := try()
+		if !errors.Is(err, busy) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
 }
 
 // closers are closed in reverse order of being opened.

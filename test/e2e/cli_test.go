@@ -136,9 +136,17 @@ func TestMainJobRootless(t *testing.T) {
 	if out, err := exec.CommandContext(within(t), "cp", "-a", toolkit(), filepath.Join(dir, "toolkit")).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	s := start(t, options{data: data, uid: uid, args: []string{"--demo-model", "--toolkit=" + filepath.Join(dir, "toolkit")}})
+	o := options{data: data, uid: uid, args: []string{"--demo-model", "--toolkit=" + filepath.Join(dir, "toolkit")}}
+	s := start(t, o)
 	sb := create(t, s, api.CreateSandbox{})
 	wantMainJob(t, prompt(t, s, sb.ID, api.Prompt{Prompt: "Write a small script and run it."}))
+
+	// The next server has a user namespace of its own, and finds the sandbox all the same.
+	s.kill(t)
+	s = start(t, o)
+	if run, err := s.ExecWait(within(t), sb.ID, api.Exec{Argv: []string{"cat", "hello.sh"}}); err != nil || run.State != "exited" || run.Stdout == "" {
+		t.Errorf("exec after the server was killed: %+v, %v", run, err)
+	}
 	if _, err := s.Terminate(within(t), sb.ID); err != nil {
 		t.Error(err)
 	}
