@@ -187,14 +187,11 @@ func TestMainJob(t *testing.T) {
 	}
 }
 
-// TestServerKilled kills the server in the middle of a turn. The turn goes on, and the next server tells all of it.
-func TestServerKilled(t *testing.T) {
-	t.Parallel()
-	s := start(t, options{})
-	sb := create(t, s, api.CreateSandbox{})
-	var session string
-	seen := 0
-	for e, err := range s.Prompt(within(t), sb.ID, api.Prompt{Prompt: "slow stream, and then run: echo still here"}) {
+// begin sends a prompt, leaves when Claude has begun to answer, and returns the session.
+func begin(t *testing.T, s *server, sandbox, text string) (session string) {
+	t.Helper()
+	words := 0
+	for e, err := range s.Prompt(within(t), sandbox, api.Prompt{Prompt: text}) {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -206,11 +203,22 @@ func TestServerKilled(t *testing.T) {
 			session = start.Session
 		}
 		if strings.Contains(e.Data, "text_delta") {
-			if seen++; seen == 3 {
-				break
-			}
+			words++
+		}
+		if words == 3 {
+			return session
 		}
 	}
+	t.Fatal("the answer ended before anybody could leave")
+	return ""
+}
+
+// TestServerKilled kills the server in the middle of a turn. The turn goes on, and the next server tells all of it.
+func TestServerKilled(t *testing.T) {
+	t.Parallel()
+	s := start(t, options{})
+	sb := create(t, s, api.CreateSandbox{})
+	session := begin(t, s, sb.ID, "slow stream, and then run: echo still here")
 	s.kill(t)
 	if runtimes(t, s.data) == 0 {
 		t.Error("the sandbox died with the server")
@@ -259,22 +267,7 @@ func TestViewerLeaves(t *testing.T) {
 	t.Parallel()
 	s := start(t, options{})
 	sb := create(t, s, api.CreateSandbox{})
-	var session string
-	for e, err := range s.Prompt(within(t), sb.ID, api.Prompt{Prompt: "slow stream"}) {
-		if err != nil {
-			t.Fatal(err)
-		}
-		if e.Name == "session" {
-			var start api.SessionStart
-			if err := json.Unmarshal([]byte(e.Data), &start); err != nil {
-				t.Fatal(err)
-			}
-			session = start.Session
-		}
-		if strings.Contains(e.Data, "text_delta") {
-			break
-		}
-	}
+	session := begin(t, s, sb.ID, "slow stream")
 	if run, err := s.ExecWait(within(t), sb.ID, api.Exec{Argv: []string{"true"}}); err != nil || run.State != "exited" {
 		t.Errorf("exec meanwhile: %+v, %v", run, err)
 	}
