@@ -104,7 +104,7 @@ func Open(cfg Config) (*Engine, error) {
 	for _, m := range cfg.Mounts {
 		sources = append(sources, m.Source)
 	}
-	if e.stage, err = openStage(cfg.Dir, sources); err != nil {
+	if e.stage, err = openStage(ids, cfg.Dir, sources); err != nil {
 		return nil, fmt.Errorf("opening the local engine: %w", err)
 	}
 	if e.netns, err = emptyNetns(); err != nil {

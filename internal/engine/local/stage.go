@@ -37,13 +37,14 @@ var stageOnce = sync.OnceValue(func() error {
 	return unix.Mount("sandlot", stageDir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=755,size=1m")
 })
 
-// openStage makes dir and sources reachable for everybody. Without mounts of our own they must be so already.
-func openStage(dir string, sources []string) (_ *stage, err error) {
+// openStage makes dir and sources reachable for the users that sandboxes of ids have. Rootless that is the caller, who reaches them
+// anyway; without mounts of our own everybody must.
+func openStage(ids idRange, dir string, sources []string) (_ *stage, err error) {
 	s := &stage{dir: dir, mounts: map[string]string{}}
-	if !ownMounts {
+	if !ids.perVolume || !ownMounts {
 		for _, d := range append([]string{dir}, sources...) {
 			s.mounts[d] = d
-			if err := walkable(d); err != nil {
+			if err := walkable(d); err != nil && ids.perVolume {
 				return nil, err
 			}
 		}

@@ -2,6 +2,8 @@ package local
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -101,7 +103,12 @@ func (e *Engine) nextRange() (uint32, error) {
 	if err == nil {
 		n, err = strconv.ParseUint(strings.TrimSpace(string(data)), 10, 32)
 	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) {
+		// Two servers on one host begin at different places, so that their sandboxes have different users too.
+		sum := sha256.Sum256([]byte(e.cfg.Dir))
+		n, err = uint64(binary.BigEndian.Uint32(sum[:])), nil
+	}
+	if err != nil {
 		return 0, fmt.Errorf("reading %s: %w", path, err)
 	}
 	fresh := path + ".new"
