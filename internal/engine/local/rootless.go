@@ -145,20 +145,25 @@ func enter() (int, error) {
 	}
 }
 
-// namespaceError says what to do when the kernel refuses a user namespace.
-func namespaceError(err error) error {
+// namespaceHints says which settings of this host forbid user namespaces, as commands that allow them.
+func namespaceHints() []string {
 	var hints []string
 	for _, h := range []struct{ file, bad, fix string }{
 		{"/proc/sys/kernel/unprivileged_userns_clone", "0", "sysctl -w kernel.unprivileged_userns_clone=1"},
 		{"/proc/sys/user/max_user_namespaces", "0", "sysctl -w user.max_user_namespaces=15000"},
 		{"/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1", "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"},
 	} {
-		if data, readErr := os.ReadFile(h.file); readErr == nil && strings.TrimSpace(string(data)) == h.bad {
+		if data, err := os.ReadFile(h.file); err == nil && strings.TrimSpace(string(data)) == h.bad {
 			hints = append(hints, h.fix)
 		}
 	}
+	return hints
+}
+
+// namespaceError says what to do when the kernel refuses a user namespace.
+func namespaceError(err error) error {
 	what := "run Sandlot as root, or on a host that allows it"
-	if len(hints) > 0 {
+	if hints := namespaceHints(); len(hints) > 0 {
 		what = "as root: " + strings.Join(hints, "; ") + "; or run Sandlot as root"
 	}
 	return &sandbox.Problem{Class: sandbox.ErrUnsupported, Code: "no_user_namespace", Err: err,
@@ -241,8 +246,10 @@ func explain(err error) error {
 		{"function not implemented", "this kernel lacks a system call that gVisor needs; Linux 5.6 or newer is required"},
 	} {
 		if strings.Contains(text, h.sign) {
-			return &sandbox.Problem{Class: sandbox.ErrUnavailable, Code: "host_unfit", Err: err,
-				Detail: h.what + "; `sandlot doctor` tells more"}
+			if hints := namespaceHints(); len(hints) > 0 {
+				h.what += "; as root, try: " + strings.Join(hints, "; ")
+			}
+			return &sandbox.Problem{Class: sandbox.ErrUnavailable, Code: "host_unfit", Err: err, Detail: h.what + "; `sandlot doctor` looks at all of it"}
 		}
 	}
 	return err
