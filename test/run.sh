@@ -10,7 +10,8 @@ export SANDLOT_TEST_TOOLKIT="${SANDLOT_TEST_TOOLKIT:-${XDG_CACHE_HOME:-$HOME/.ca
 export SANDLOT_TEST_BIN="$PWD/bin/sandlot"
 export SANDLOT_TEST_GUEST="$PWD/cmd/sandlot/guestbin/sandlot-guest"
 mkdir -p "$SANDLOT_TEST_TOOLKIT"
-go run ./test/toolkit "$SANDLOT_TEST_TOOLKIT"
+SANDLOT_TEST_CLAUDE=$(go run ./test/toolkit "$SANDLOT_TEST_TOOLKIT")
+export SANDLOT_TEST_CLAUDE
 
 # These must not be skipped where everything can be installed: a skip that hides a promise is a failure.
 if [ "${CI:-}" = true ]; then

@@ -38,6 +38,9 @@ func newHost(t *testing.T) (*world, *hostRunner) {
 	t.Helper()
 	program := os.Getenv("SANDLOT_TEST_CLAUDE")
 	if program == "" {
+		if os.Getenv("SANDLOT_MUST_RUN") != "" {
+			t.Fatal("must not be skipped: SANDLOT_TEST_CLAUDE doesn't name the program of Claude Code")
+		}
 		t.Skip("SANDLOT_TEST_CLAUDE doesn't name the program of Claude Code; `make test` sets it")
 	}
 	w := newWorld(t)

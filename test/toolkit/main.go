@@ -1,4 +1,4 @@
-// Command toolkit fetches the pinned Claude Code CLI into a directory, for the tests to share.
+// Command toolkit fetches the pinned Claude Code CLI into a directory, for the tests to share, and prints the program's path.
 package main
 
 import (
@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 
 	"github.com/sandlot-dev/sandlot/internal/claude"
 )
@@ -20,4 +21,5 @@ func main() {
 		fmt.Fprintln(os.Stderr, "toolkit:", err)
 		os.Exit(1)
 	}
+	fmt.Println(filepath.Join(t.Dir(), "bin", "claude"))
 }
