@@ -27,7 +27,8 @@ type Image struct {
 
 // Network is what a sandbox may reach.
 type Network struct {
-	Mode string `json:"mode,omitempty" doc:"\"none\": only the model, through the server's gateway." example:"none"`
+	Mode  string   `json:"mode,omitempty" enum:"none,egress,open" doc:"none: only the model, through the server's gateway. egress: beside it the hosts of allow, through the server's proxy. open: every public address, through a network device. Default: egress."`
+	Allow []string `json:"allow,omitempty" doc:"For egress: hosts that may be reached. Default: every public one. Private, loopback and metadata addresses never are." example:"[\"*.example.com\"]"`
 }
 
 // Sandbox is an isolated computer.

@@ -76,7 +76,7 @@ func (w *world) sandbox(volume, workdir string) sandbox.Sandbox {
 	ctx := w.t.Context()
 	v := must[sandbox.Volume](w.t)(w.store.EnsureVolume(ctx, w.account, volume))
 	sb := sandbox.Sandbox{ID: sandbox.ID(sandbox.NewID(sandbox.PrefixSandbox)), Account: w.account, Name: "test", State: sandbox.Creating,
-		Run: "1", Engine: "fake", Spec: sandbox.Spec{Image: sandbox.HostImage, Volume: v, Workdir: workdir, Timeout: time.Hour},
+		Run: "1", Engine: "fake", Spec: sandbox.Spec{Image: sandbox.Image{Source: sandbox.HostImage}, Volume: v, Workdir: workdir, Timeout: time.Hour},
 		ExpiresAt: time.Now().Add(time.Hour)}
 	if err := w.store.Admit(ctx, sb); err != nil {
 		w.t.Fatal(err)

@@ -4,8 +4,10 @@ package engine
 
 import (
 	"context"
+	"io"
 	"iter"
 	"net"
+	"net/http"
 	"time"
 
 	"github.com/sandlot-dev/sandlot/internal/sandbox"
@@ -105,6 +107,70 @@ type VolumeDirs interface {
 	VolumeDir(ctx context.Context, v sandbox.Volume) (string, error)
 	// DeleteVolume removes the directory and all that is in it. Removing what isn't there succeeds.
 	DeleteVolume(ctx context.Context, v sandbox.Volume) error
+}
+
+// Images is an optional power: the engine makes root file systems of images itself. An image is named by its digest, which is
+// the same whoever asked for it; who may use which is the caller's business. All methods are safe for concurrent use.
+type Images interface {
+	// PrepareImage makes what req names lie ready for Create, and returns it with Digest and Settings filled in. The same work
+	// asked for twice at once is done once. report is told how it goes, from one goroutine at a time. A reference that isn't
+	// there, that the credentials don't open, or a command that fails is a Problem, and nothing is left behind.
+	PrepareImage(ctx context.Context, req ImageRequest, report func(ImageProgress)) (Prepared, error)
+	// Image looks at one that lies ready. ErrNotFound if none does.
+	Image(ctx context.Context, digest string) (Prepared, error)
+	// ImportImages takes the images of an archive: an OCI layout as a tar, or what `docker save` writes.
+	ImportImages(ctx context.Context, archive io.Reader, report func(ImageProgress)) ([]Prepared, error)
+	// ExportImage writes an archive of one image, called name in it.
+	ExportImage(ctx context.Context, digest string, format ArchiveFormat, name string, w io.Writer) error
+	// CollectImages frees what no image needs for which keep is true, nor a sandbox. What was made lately stays.
+	CollectImages(ctx context.Context, keep func(digest string) bool) (freed int64, err error)
+}
+
+// ImageRequest says which image to prepare. Secrets are used and never kept.
+type ImageRequest struct {
+	Image    sandbox.Image     // Digest, if set, is what to start from instead of Source
+	Registry map[string]string // the registry secret's values; nil = anonymous
+	Secrets  map[string]string // environment of RUN commands, beside the image's
+	Network  sandbox.Network   // of RUN commands
+	// Gateway answers the requests that come out of the sandbox of a RUN command; nil = none does.
+	Gateway http.Handler
+	Env     map[string]string // of RUN commands: the way to Gateway
+}
+
+// Prepared is an image that lies ready.
+type Prepared struct {
+	Image     sandbox.Image
+	Names     []string // that an archive gave it
+	Reference string   // of what came from a registry: the reference with the manifest's digest
+	Size      int64    // bytes on disk, what it shares with others included
+	Platform  string   // "linux/amd64"
+	CreatedAt time.Time
+	Notices   []string // what was ignored
+}
+
+// ImageProgress is how far the preparation of an image is.
+type ImageProgress struct {
+	Phase       string // "resolve", "pull", "unpack", "build", "done"
+	Layer       string // digest of the layer meant, if one is
+	Done, Total int64  // bytes of a pull, steps of a build; 0 = not known
+	Text        string // one line for people; in "build", the instruction or a line of output
+	Output      bool   // Text is output of a command
+}
+
+// ArchiveFormat is a form of image archive.
+type ArchiveFormat string
+
+// The forms of image archive, both a tar.
+const (
+	ArchiveOCI    ArchiveFormat = "oci"    // an OCI layout
+	ArchiveDocker ArchiveFormat = "docker" // as `docker save` writes
+)
+
+// Snapshotter is an optional power: an image can be made of a sandbox's file system while it runs.
+type Snapshotter interface {
+	// Snapshot makes an image of the run's root file system: its image and what was changed over it, without the volume and
+	// whatever else is mounted.
+	Snapshot(ctx context.Context, ref Ref, spec sandbox.Spec) (Prepared, error)
 }
 
 // As finds an optional power of e, looking through wrappers that have an Unwrap method.

@@ -139,8 +139,8 @@ func TestBadRequests(t *testing.T) {
 		field, code string
 	}{
 		"engine":            {func(q *lifecycle.Request) { q.Engine = "steam" }, "engine", "invalid_request"},
-		"image":             {func(q *lifecycle.Request) { q.Image = "docker.io/library/debian" }, "image.registry", "image_not_found"},
-		"network":           {func(q *lifecycle.Request) { q.Network = "open" }, "network.mode", "unsupported"},
+		"image":             {func(q *lifecycle.Request) { q.Image.Source = "docker.io/library/debian" }, "image.registry", "image_not_found"},
+		"network":           {func(q *lifecycle.Request) { q.Network.Mode = "open" }, "network.mode", "unsupported"},
 		"name too long":     {func(q *lifecycle.Request) { q.Name = strings.Repeat("ü", 101) }, "name", "invalid_request"},
 		"name with control": {func(q *lifecycle.Request) { q.Name = "a\x1b[31m" }, "name", "invalid_request"},
 		"volume upper case": {func(q *lifecycle.Request) { q.Volume = "Data" }, "volume", "invalid_request"},
@@ -198,7 +198,7 @@ func TestGoodRequests(t *testing.T) {
 	for name, req := range map[string]lifecycle.Request{
 		"labels":  {Labels: map[string]string{"example.com/team-a_b": "ünï code", strings.Repeat("k", 63): ""}},
 		"workdir": {Workdir: "/home/agent/my project"},
-		"names":   {Name: "Größe 🦦", Volume: "0.a_b-c", Engine: "fake", Image: "host", Network: "none"},
+		"names":   {Name: "Größe 🦦", Volume: "0.a_b-c", Engine: "fake", Image: sandbox.Image{Source: "host"}, Network: sandbox.Network{Mode: "none"}},
 		"limits":  {DiskMiB: 16, Timeout: 7 * 24 * time.Hour},
 		"env":     {Env: map[string]string{"_a1": "x\ny", "EMPTY": ""}},
 	} {

@@ -19,18 +19,19 @@ import (
 // Request is what somebody asks of a new sandbox. The zero value of a field means its default.
 type Request struct {
 	Account   string
-	Name      string // for people; default: two words
-	Engine    string // default: the first
-	Image     string // default: sandbox.HostImage
-	Volume    string // name of the account's volume, made on first use; default: a fresh one
-	Workdir   string // default: /workspace
+	Name      string        // for people; default: two words
+	Engine    string        // default: the first
+	Image     sandbox.Image // Source, Commands and the names of secrets; default: sandbox.HostImage
+	Volume    string        // name of the account's volume, made on first use; default: a fresh one
+	Workdir   string        // default: /workspace
 	Labels    map[string]string
 	Env       map[string]string
 	CPU       float64 // cores; 0 = not limited
 	MemoryMiB int64   // 0 = not limited
 	DiskMiB   int64   // default: 10240
 	Timeout   time.Duration
-	Network   sandbox.NetworkMode // default: sandbox.NetworkNone
+	GPU       string
+	Network   sandbox.Network // default: sandbox.NetworkEgress to every public host
 }
 
 // Bounds on what a request may ask for.
@@ -65,7 +66,7 @@ var (
 // plan checks a request, fills in the defaults and finds the engine. The volume has its name only.
 func (m *Manager) plan(req Request) (sandbox.Spec, engine.Engine, error) {
 	spec := sandbox.Spec{
-		Image:     cmp.Or(req.Image, sandbox.HostImage),
+		Image:     req.Image,
 		Volume:    sandbox.Volume{Name: req.Volume},
 		Workdir:   cmp.Or(req.Workdir, "/workspace"),
 		Env:       req.Env,
@@ -74,7 +75,15 @@ func (m *Manager) plan(req Request) (sandbox.Spec, engine.Engine, error) {
 		MemoryMiB: req.MemoryMiB,
 		DiskMiB:   cmp.Or(req.DiskMiB, defaultDisk),
 		Timeout:   cmp.Or(req.Timeout, m.cfg.DefaultTimeout),
-		Network:   cmp.Or(req.Network, sandbox.NetworkNone),
+		GPU:       req.GPU,
+		Network:   req.Network,
+	}
+	spec.Image.Source = cmp.Or(spec.Image.Source, sandbox.HostImage)
+	if spec.Network.Mode == "" {
+		spec.Network.Mode = sandbox.NetworkEgress
+	}
+	if spec.Network.Mode == sandbox.NetworkEgress && spec.Network.Allow == nil {
+		spec.Network.Allow = []string{"*"}
 	}
 	name := cmp.Or(req.Engine, m.cfg.Engines[0].Capabilities().Name)
 	e, ok := m.engines[name]
@@ -94,8 +103,8 @@ func (m *Manager) plan(req Request) (sandbox.Spec, engine.Engine, error) {
 // check returns the first thing that is wrong with spec, as a Problem.
 func (m *Manager) check(spec sandbox.Spec, caps engine.Capabilities) error {
 	for _, check := range []func() error{
-		func() error { return checkImage(spec.Image, caps) },
-		func() error { return checkNetwork(spec.Network, caps) },
+		func() error { return checkImage(spec.Image.Source, caps) },
+		func() error { return checkNetwork(spec.Network.Mode, caps) },
 		func() error { return checkVolume(spec.Volume.Name) },
 		func() error { return checkWorkdir(spec.Workdir) },
 		func() error { return checkLabels(spec.Labels) },

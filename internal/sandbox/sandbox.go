@@ -26,7 +26,7 @@ type Sandbox struct {
 
 // Spec is what was asked of a sandbox, with every default filled in. It holds no secret: engines write it to disk.
 type Spec struct {
-	Image     string            `json:"image"` // HostImage for now
+	Image     Image             `json:"image"`
 	Volume    Volume            `json:"volume"`
 	Workdir   string            `json:"workdir"` // absolute; where the volume is mounted
 	Env       map[string]string `json:"env,omitempty"`
@@ -35,17 +35,9 @@ type Spec struct {
 	MemoryMiB int64             `json:"memory_mib,omitempty"` // 0 = not limited
 	DiskMiB   int64             `json:"disk_mib"`             // of the writable layer; always limited
 	Timeout   time.Duration     `json:"timeout"`
-	Network   NetworkMode       `json:"network"`
+	GPU       string            `json:"gpu,omitempty"` // "" = none; "all", or a number of them
+	Network   Network           `json:"network"`
 }
-
-// HostImage is the image made of this machine's own programs.
-const HostImage = "host"
-
-// NetworkMode is what a sandbox may reach.
-type NetworkMode string
-
-// NetworkNone leaves only the gateway to the model reachable.
-const NetworkNone NetworkMode = "none"
 
 // Volume is a persistent directory of an account.
 type Volume struct {

@@ -68,9 +68,9 @@ func strictManager(account string) *stubManager {
 	const dead, live = "sbx_01J00000000000000000000000", "sbx_01J00000000000000000000001"
 	return &stubManager{
 		create: func(q lifecycle.Request) (sandbox.Sandbox, error) {
-			if q.Image != "" && q.Image != sandbox.HostImage {
+			if q.Image.Source != "" && q.Image.Source != sandbox.HostImage {
 				return sandbox.Sandbox{}, &sandbox.Problem{
-					Class: sandbox.ErrInvalid, Code: "image_not_found", Field: "image.registry", Detail: "there is no image " + q.Image,
+					Class: sandbox.ErrInvalid, Code: "image_not_found", Field: "image.registry", Detail: "there is no image " + q.Image.Source,
 				}
 			}
 			return sandbox.Sandbox{ID: live, Account: account, State: sandbox.Creating}, nil

@@ -58,10 +58,10 @@ func toRequest(account string, in api.CreateSandbox) lifecycle.Request {
 		CPU: in.CPU, MemoryMiB: in.MemoryMiB, DiskMiB: in.DiskMiB, Timeout: seconds(float64(in.TimeoutS)),
 	}
 	if in.Image != nil {
-		req.Image = in.Image.Registry
+		req.Image.Source = in.Image.Registry
 	}
 	if in.Network != nil {
-		req.Network = sandbox.NetworkMode(in.Network.Mode)
+		req.Network = sandbox.Network{Mode: sandbox.NetworkMode(in.Network.Mode), Allow: in.Network.Allow}
 	}
 	return req
 }
@@ -69,8 +69,8 @@ func toRequest(account string, in api.CreateSandbox) lifecycle.Request {
 func fromSandbox(sb sandbox.Sandbox) api.Sandbox {
 	return api.Sandbox{
 		ID: string(sb.ID), Name: sb.Name, State: string(sb.State), Reason: sb.Reason, Engine: sb.Engine,
-		Image: api.Image{Registry: sb.Spec.Image}, Volume: sb.Spec.Volume.Name, VolumeID: sb.Spec.Volume.ID, Workdir: sb.Spec.Workdir,
-		Labels: mapOr(sb.Spec.Labels), Network: api.Network{Mode: string(sb.Spec.Network)}, CPU: sb.Spec.CPU,
+		Image: api.Image{Registry: sb.Spec.Image.Source}, Volume: sb.Spec.Volume.Name, VolumeID: sb.Spec.Volume.ID, Workdir: sb.Spec.Workdir,
+		Labels: mapOr(sb.Spec.Labels), Network: api.Network{Mode: string(sb.Spec.Network.Mode), Allow: sb.Spec.Network.Allow}, CPU: sb.Spec.CPU,
 		MemoryMiB: sb.Spec.MemoryMiB, DiskMiB: sb.Spec.DiskMiB, TimeoutS: int64(sb.Spec.Timeout / time.Second),
 		CreatedAt: sb.CreatedAt.UTC(), StartedAt: timeOrNil(sb.StartedAt), EndedAt: timeOrNil(sb.EndedAt), ExpiresAt: sb.ExpiresAt.UTC(),
 	}

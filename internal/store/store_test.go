@@ -56,7 +56,7 @@ func admit(t *testing.T, s *store.Store, account string, change func(*sandbox.Sa
 	sb := sandbox.Sandbox{
 		ID: sandbox.ID(sandbox.NewID(sandbox.PrefixSandbox)), Account: account, Name: "kind-otter", State: sandbox.Creating,
 		Engine: "fake", Run: "1", ExpiresAt: time.Now().Add(time.Hour).UTC().Truncate(time.Microsecond),
-		Spec: sandbox.Spec{Image: sandbox.HostImage, Workdir: "/workspace", Timeout: time.Hour, Network: sandbox.NetworkNone},
+		Spec: sandbox.Spec{Image: sandbox.Image{Source: sandbox.HostImage}, Workdir: "/workspace", Timeout: time.Hour, Network: sandbox.Network{Mode: sandbox.NetworkNone}},
 	}
 	if change != nil {
 		change(&sb)

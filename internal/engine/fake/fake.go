@@ -11,6 +11,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/sandlot-dev/sandlot/internal/engine"
@@ -69,10 +70,13 @@ func (e *Engine) Close() error {
 	return nil
 }
 
+// networks are what the engine claims to have: with none and egress alike, what runs has this machine's network.
+var networks = []sandbox.NetworkMode{sandbox.NetworkNone, sandbox.NetworkEgress}
+
 // Capabilities says plainly that there are no walls.
 func (e *Engine) Capabilities() engine.Capabilities {
 	return engine.Capabilities{
-		Name: "fake", Images: []string{sandbox.HostImage}, Networks: []sandbox.NetworkMode{sandbox.NetworkNone},
+		Name: "fake", Images: []string{sandbox.HostImage}, Networks: networks,
 		AgentIsRoot: os.Getuid() == 0, Isolation: "none: processes of this machine, for tests only",
 	}
 }
@@ -122,12 +126,12 @@ func (e *Engine) Create(ctx context.Context, ref engine.Ref, spec sandbox.Spec) 
 
 func check(spec sandbox.Spec) error {
 	switch {
-	case spec.Image != sandbox.HostImage:
-		return fmt.Errorf("fake: %w: there is no image %q", sandbox.ErrInvalid, spec.Image)
+	case !spec.Image.IsHost():
+		return fmt.Errorf("fake: %w: there is no image %q", sandbox.ErrInvalid, spec.Image.Source)
 	case !path.IsAbs(spec.Workdir):
 		return fmt.Errorf("fake: %w: the workdir %q isn't absolute", sandbox.ErrInvalid, spec.Workdir)
-	case spec.Network != sandbox.NetworkNone:
-		return fmt.Errorf("fake: %w: network %q", sandbox.ErrUnsupported, spec.Network)
+	case spec.Network.Mode == sandbox.NetworkOpen || !slices.Contains(networks, spec.Network.Mode):
+		return fmt.Errorf("fake: %w: network %q", sandbox.ErrUnsupported, spec.Network.Mode)
 	case spec.CPU != 0 || spec.MemoryMiB != 0:
 		return fmt.Errorf("fake: %w: limits of CPU and memory", sandbox.ErrUnsupported)
 	case !filepath.IsLocal(spec.Volume.ID):

@@ -29,7 +29,7 @@ func newWorld(t *testing.T) *fake.World {
 
 func newSpec(*testing.T) sandbox.Spec {
 	return sandbox.Spec{
-		Image: sandbox.HostImage, Workdir: "/workspace", DiskMiB: 1024, Timeout: time.Hour, Network: sandbox.NetworkNone,
+		Image: sandbox.Image{Source: sandbox.HostImage}, Workdir: "/workspace", DiskMiB: 1024, Timeout: time.Hour, Network: sandbox.Network{Mode: sandbox.NetworkNone},
 		Volume: sandbox.Volume{ID: sandbox.NewID(sandbox.PrefixVolume), Name: "data"},
 	}
 }

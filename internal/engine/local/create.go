@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -78,12 +79,12 @@ func (e *Engine) Create(ctx context.Context, ref engine.Ref, spec sandbox.Spec) 
 func (e *Engine) check(spec sandbox.Spec) error {
 	caps := e.Capabilities()
 	switch {
-	case spec.Image != sandbox.HostImage:
+	case !spec.Image.IsHost():
 		return &sandbox.Problem{Class: sandbox.ErrInvalid, Code: "image_not_found", Field: "image.registry",
-			Detail: fmt.Sprintf("there is no image %q here; this engine has %q only", spec.Image, sandbox.HostImage)}
-	case spec.Network != sandbox.NetworkNone:
+			Detail: fmt.Sprintf("there is no image %q here; this engine has %q only", spec.Image.Source, sandbox.HostImage)}
+	case !slices.Contains(caps.Networks, spec.Network.Mode):
 		return &sandbox.Problem{Class: sandbox.ErrInvalid, Code: "unsupported", Field: "network.mode",
-			Detail: fmt.Sprintf("network mode %q is not available here; this engine has %q only", spec.Network, sandbox.NetworkNone)}
+			Detail: fmt.Sprintf("network mode %q is not available here; this engine has %q", spec.Network.Mode, caps.Networks)}
 	case spec.CPU > 0 && !caps.CPU:
 		return &sandbox.Problem{Class: sandbox.ErrInvalid, Code: "unsupported", Field: "cpu",
 			Detail: "this host has no CPU cgroup that Sandlot may use, so it can't limit CPU; leave the field out"}

@@ -134,7 +134,7 @@ func (e *Engine) Capabilities() engine.Capabilities {
 	return engine.Capabilities{
 		Name:        Name,
 		Images:      []string{sandbox.HostImage},
-		Networks:    []sandbox.NetworkMode{sandbox.NetworkNone},
+		Networks:    []sandbox.NetworkMode{sandbox.NetworkNone, sandbox.NetworkEgress},
 		CPU:         e.cgroups.cpu(),
 		Memory:      e.cgroups.memory(),
 		Disk:        true,

@@ -108,8 +108,8 @@ func copyFile(t *testing.T, from, to string) string {
 
 func spec() sandbox.Spec {
 	return sandbox.Spec{
-		Image: sandbox.HostImage, Volume: sandbox.Volume{ID: sandbox.NewID(sandbox.PrefixVolume), Name: "test"}, Workdir: "/workspace",
-		DiskMiB: 256, Timeout: time.Hour, Network: sandbox.NetworkNone,
+		Image: sandbox.Image{Source: sandbox.HostImage}, Volume: sandbox.Volume{ID: sandbox.NewID(sandbox.PrefixVolume), Name: "test"}, Workdir: "/workspace",
+		DiskMiB: 256, Timeout: time.Hour, Network: sandbox.Network{Mode: sandbox.NetworkNone},
 	}
 }
 
