@@ -20,11 +20,6 @@ type CreateSandbox struct {
 	Network   *Network          `json:"network,omitempty" doc:"What it may reach beside the model."`
 }
 
-// Image names a root file system.
-type Image struct {
-	Registry string `json:"registry,omitempty" doc:"\"host\": the server machine's own /usr and a few harmless files of /etc, read-only." example:"host"`
-}
-
 // Network is what a sandbox may reach.
 type Network struct {
 	Mode  string   `json:"mode,omitempty" enum:"none,egress,open" doc:"none: only the model, through the server's gateway. egress: beside it the hosts of allow, through the server's proxy. open: every public address, through a network device. Default: egress."`
@@ -38,7 +33,7 @@ type Sandbox struct {
 	State     string            `json:"state" enum:"creating,running,stopping,terminated,error"`
 	Reason    string            `json:"reason,omitempty" doc:"Why it is in this state, for people."`
 	Engine    string            `json:"engine"`
-	Image     Image             `json:"image"`
+	Image     ImageInfo         `json:"image"`
 	Volume    string            `json:"volume" doc:"Name of its volume."`
 	VolumeID  string            `json:"volume_id"`
 	Workdir   string            `json:"workdir"`
@@ -165,7 +160,7 @@ type SessionEventList struct {
 type Event struct {
 	Seq     int64     `json:"seq"`
 	Sandbox string    `json:"sandbox"`
-	Kind    string    `json:"kind" doc:"accepted, volume, starting, guest, running, stopping, terminated, error; more may come."`
+	Kind    string    `json:"kind" doc:"accepted, image, build, volume, starting, guest, running, network, snapshot, stopping, terminated, error; more may come."`
 	Text    string    `json:"text"`
 	At      time.Time `json:"at"`
 }

@@ -21,12 +21,15 @@ const (
 
 // Names of events on streams. An event of a prompt's stream that has no name is a line of the CLI.
 const (
-	EventMessage = "message" // what an event without a name is called
-	EventError   = "error"   // data: Problem
-	EventSession = "session" // data: SessionStart; the first of a prompt's stream
-	EventStart   = "start"   // data: Run
-	EventOutput  = "output"  // data: Output
-	EventGap     = "gap"     // data: Gap
-	EventExit    = "exit"    // data: Run
-	EventFailed  = "failed"  // data: Event of kind "error"; on every stream the name "error" is a Problem's
+	EventMessage  = "message"  // what an event without a name is called
+	EventError    = "error"    // data: Problem
+	EventSession  = "session"  // data: SessionStart; the first of a prompt's stream
+	EventStart    = "start"    // data: Run
+	EventOutput   = "output"   // data: Output
+	EventGap      = "gap"      // data: Gap
+	EventExit     = "exit"     // data: Run
+	EventProgress = "progress" // data: ImageProgress
+	EventImage    = "image"    // data: StoredImage; of a sandbox's stream, Event of that kind
+	EventSandbox  = "sandbox"  // data: Sandbox; the last of a creation's stream
+	EventFailed   = "failed"   // data: Event of kind "error"; on every stream the name "error" is a Problem's
 )

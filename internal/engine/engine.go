@@ -112,6 +112,8 @@ type VolumeDirs interface {
 // Images is an optional power: the engine makes root file systems of images itself. An image is named by its digest, which is
 // the same whoever asked for it; who may use which is the caller's business. All methods are safe for concurrent use.
 type Images interface {
+	// CheckImage says, as a Problem, what can be seen to be wrong with an image's source and commands before anything is done.
+	CheckImage(img sandbox.Image) error
 	// PrepareImage makes what req names lie ready for Create, and returns it with Digest and Settings filled in. The same work
 	// asked for twice at once is done once. report is told how it goes, from one goroutine at a time. A reference that isn't
 	// there, that the credentials don't open, or a command that fails is a Problem, and nothing is left behind.
@@ -128,7 +130,7 @@ type Images interface {
 
 // ImageRequest says which image to prepare. Secrets are used and never kept.
 type ImageRequest struct {
-	Image    sandbox.Image     // Digest, if set, is what to start from instead of Source
+	Image    sandbox.Image     // Base, if set, is what to start from instead of Source
 	Registry map[string]string // the registry secret's values; nil = anonymous
 	Secrets  map[string]string // environment of RUN commands, beside the image's
 	Network  sandbox.Network   // of RUN commands
@@ -171,6 +173,13 @@ type Snapshotter interface {
 	// Snapshot makes an image of the run's root file system: its image and what was changed over it, without the volume and
 	// whatever else is mounted.
 	Snapshot(ctx context.Context, ref Ref, spec sandbox.Spec) (Prepared, error)
+}
+
+// NetworkUpdater is an optional power: the network device of a running sandbox can be cut off and joined again.
+type NetworkUpdater interface {
+	// UpdateNetwork applies a policy to the run's network device, also to connections that are open. A run that was created
+	// without a device can't get one: ErrUnsupported.
+	UpdateNetwork(ctx context.Context, ref Ref, n sandbox.Network) error
 }
 
 // As finds an optional power of e, looking through wrappers that have an Unwrap method.

@@ -24,6 +24,9 @@ func (m *Manager) Create(ctx context.Context, req Request) (sandbox.Sandbox, err
 	if m.life.Err() != nil {
 		return sandbox.Sandbox{}, errClosing()
 	}
+	if spec.Image, err = m.findImage(ctx, req.Account, e, spec.Image, false); err != nil {
+		return sandbox.Sandbox{}, err
+	}
 	id := sandbox.ID(sandbox.NewID(sandbox.PrefixSandbox))
 	spec.Volume, err = m.cfg.Store.EnsureVolume(ctx, req.Account, cmp.Or(spec.Volume.Name, strings.ToLower(string(id))))
 	if err != nil {
@@ -33,6 +36,9 @@ func (m *Manager) Create(ctx context.Context, req Request) (sandbox.Sandbox, err
 	sb := sandbox.Sandbox{
 		ID: id, Account: req.Account, Name: cmp.Or(req.Name, friendlyName()), State: sandbox.Creating, Spec: spec,
 		Engine: e.Capabilities().Name, Run: firstRun, CreatedAt: now, ExpiresAt: now.Add(spec.Timeout),
+	}
+	if !spec.Image.IsHost() && spec.Image.Digest == "" {
+		sb.ExpiresAt = sb.ExpiresAt.Add(prepareImageLimit) // its time begins when it runs
 	}
 	if err := m.cfg.Store.Admit(ctx, sb); err != nil {
 		return sandbox.Sandbox{}, fmt.Errorf("create a sandbox: %w", err)
@@ -84,7 +90,9 @@ func notRunning(sb sandbox.Sandbox) error {
 func (k *keeper) create(ctx context.Context, sb sandbox.Sandbox) error {
 	err := k.bringUp(ctx, &sb)
 	if err == nil {
-		return k.moved(k.m.cfg.Store.Transition(ctx, sb.ID, sb.Run, sandbox.Running, func(s *sandbox.Sandbox) { s.Handle = sb.Handle }))
+		return k.moved(k.m.cfg.Store.Transition(ctx, sb.ID, sb.Run, sandbox.Running, func(s *sandbox.Sandbox) {
+			s.Handle, s.ExpiresAt = sb.Handle, sb.ExpiresAt
+		}))
 	}
 	if ctx.Err() != nil {
 		return nil // somebody wants it to stop, or the manager ends: the row says which
@@ -94,7 +102,13 @@ func (k *keeper) create(ctx context.Context, sb sandbox.Sandbox) error {
 }
 
 func (k *keeper) bringUp(ctx context.Context, sb *sandbox.Sandbox) error {
+	if err := k.prepareImage(ctx, sb); err != nil {
+		return fmt.Errorf("preparing its image failed: %w", err)
+	}
 	began := time.Now()
+	if !sb.Spec.Image.IsHost() {
+		sb.ExpiresAt = began.Add(sb.Spec.Timeout).UTC().Truncate(time.Microsecond)
+	}
 	k.m.tell(ctx, *sb, "volume", "Volume %q will be at %s.", sb.Spec.Volume.Name, sb.Spec.Workdir)
 	k.m.tell(ctx, *sb, "starting", "Starting it on the engine %s.", sb.Engine)
 	handle, err := k.make(ctx, *sb)

@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -189,28 +192,49 @@ func (k *keeper) connect(ctx context.Context, sb sandbox.Sandbox) (*guest.Client
 	if err != nil {
 		return nil, err
 	}
-	env := maps.Clone(k.m.cfg.Env)
-	if env == nil {
-		env = make(map[string]string)
-	}
-	if k.m.cfg.EnvOf != nil {
-		maps.Copy(env, k.m.cfg.EnvOf(sb))
-	}
-	maps.Copy(env, sb.Spec.Env)
 	var gateway http.Handler
 	if k.m.cfg.Gateway != nil {
 		gateway = k.m.cfg.Gateway.Handler(sb.ID)
-		maps.Copy(env, k.m.cfg.Gateway.Env(sb.ID))
 	}
 	c, err := guest.NewClient(conn, gateway)
 	if err != nil {
 		return nil, err
 	}
-	if err := c.Setup(ctx, guest.Setup{Env: env, Deadline: sb.ExpiresAt.Add(deadlineGrace)}); err != nil {
+	if err := k.setup(ctx, c, sb); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
 	k.setClient(c)
 	return c, nil
+}
+
+// setup tells the guest what every process gets and when to end.
+func (k *keeper) setup(ctx context.Context, c *guest.Client, sb sandbox.Sandbox) error {
+	env := maps.Clone(k.m.cfg.Env)
+	if env == nil {
+		env = make(map[string]string)
+	}
+	ours := env["PATH"]
+	maps.Copy(env, sb.Spec.Image.Settings.Env)
+	env["PATH"] = joinPath(sb.Spec.Image.Settings.Env["PATH"], ours)
+	if k.m.cfg.EnvOf != nil {
+		maps.Copy(env, k.m.cfg.EnvOf(sb))
+	}
+	maps.Copy(env, sb.Spec.Env)
+	if k.m.cfg.Gateway != nil {
+		maps.Copy(env, k.m.cfg.Gateway.Env(sb.ID))
+	}
+	return c.Setup(ctx, guest.Setup{Env: env, Deadline: sb.ExpiresAt.Add(deadlineGrace)})
+}
+
+// joinPath is an image's PATH with those directories of ours behind it that it lacks: what the image chose comes first.
+func joinPath(image, ours string) string {
+	dirs := filepath.SplitList(image)
+	for _, d := range filepath.SplitList(ours) {
+		if !slices.Contains(dirs, d) {
+			dirs = append(dirs, d)
+		}
+	}
+	return strings.Join(dirs, string(filepath.ListSeparator))
 }
 
 // hold does what Running asks for: keep the connection, and see when the run is gone.

@@ -37,10 +37,26 @@ type Store interface {
 	Runs(ctx context.Context, account string, sb sandbox.ID, limit int) ([]sandbox.Run, error)
 	RunningRuns(ctx context.Context) ([]sandbox.Run, error)
 	EndRun(ctx context.Context, r sandbox.Run) error
+
+	PutImage(ctx context.Context, i sandbox.StoredImage) (sandbox.StoredImage, error)
+	Image(ctx context.Context, account, id string) (sandbox.StoredImage, error)
+	FindImage(ctx context.Context, account, engine, name, recipe string) (sandbox.StoredImage, error)
+	Images(ctx context.Context, account string) ([]sandbox.StoredImage, error)
+	TouchImage(ctx context.Context, id string) error
+	DeleteImage(ctx context.Context, account, id string) error
+	ForgetImages(ctx context.Context, before time.Time) error
 }
 
-// Gateway is the way from a sandbox to the model.
+// Secrets opens the secrets of accounts.
+type Secrets interface {
+	Values(ctx context.Context, account, name string) (map[string]string, error)
+}
+
+// Gateway is the way from a sandbox to the model, and to the hosts that its policy allows.
 type Gateway interface {
+	BuildGateway
+	// CheckPolicy says what is wrong with a policy's allow-list, as a Problem.
+	CheckPolicy(n sandbox.Network) error
 	// Handler answers the requests that come out of sandbox id.
 	Handler(id sandbox.ID) http.Handler
 	// Env is what the processes of sandbox id need to find it.
@@ -52,6 +68,7 @@ type Config struct {
 	Store   Store
 	Engines []engine.Engine   // the first is the default
 	Gateway Gateway           // nil = none
+	Secrets Secrets           // nil = none
 	Env     map[string]string // of every process in every sandbox: PATH, …
 	// EnvOf adds what depends on the sandbox, such as HOME. nil = nothing.
 	EnvOf func(sandbox.Sandbox) map[string]string
@@ -66,17 +83,20 @@ type Config struct {
 	OrphanGrace    time.Duration // for which what no row wants is left alone; default: 5 minutes
 	ReapEvery      time.Duration // default: 2 s
 	ReconcileEvery time.Duration // default: 1 minute
+	CollectEvery   time.Duration // between two searches for images that nobody needs; default: 1 hour
 }
 
 // Limits on single steps. An engine that takes longer is taken to hang.
 const (
-	createLimit   = 10 * time.Minute
-	connectLimit  = 20 * time.Second
-	prepareLimit  = 2 * time.Minute
-	destroyLimit  = time.Minute
-	settleLimit   = 30 * time.Second // for what must be recorded though its caller is gone
-	deadlineGrace = 30 * time.Second // after which a guest ends itself, though nobody has ended it
-	patience      = 10 * time.Second // for a running sandbox's connection to come back
+	createLimit = 10 * time.Minute
+
+	prepareImageLimit = time.Hour
+	connectLimit      = 20 * time.Second
+	prepareLimit      = 2 * time.Minute
+	destroyLimit      = time.Minute
+	settleLimit       = 30 * time.Second // for what must be recorded though its caller is gone
+	deadlineGrace     = 30 * time.Second // after which a guest ends itself, though nobody has ended it
+	patience          = 10 * time.Second // for a running sandbox's connection to come back
 )
 
 // Manager drives every sandbox. All methods are safe for concurrent use. Work needs Serve to be running.
@@ -113,6 +133,7 @@ func New(cfg Config) (*Manager, error) {
 	cfg.OrphanGrace = cmp.Or(cfg.OrphanGrace, 5*time.Minute)
 	cfg.ReapEvery = cmp.Or(cfg.ReapEvery, 2*time.Second)
 	cfg.ReconcileEvery = cmp.Or(cfg.ReconcileEvery, time.Minute)
+	cfg.CollectEvery = cmp.Or(cfg.CollectEvery, time.Hour)
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
@@ -139,6 +160,7 @@ func (m *Manager) Serve(ctx context.Context) error {
 	defer loops.Wait()
 	loops.Go(func() { every(ctx, m.log, "reconcile", m.cfg.ReconcileEvery, m.reconcileOnce) })
 	loops.Go(func() { every(ctx, m.log, "reap", m.cfg.ReapEvery, m.reapOnce) })
+	loops.Go(func() { every(ctx, m.log, "collect images", m.cfg.CollectEvery, m.collectImages) })
 	<-ctx.Done()
 	return nil
 }

@@ -62,7 +62,7 @@ func (m *Manager) reconcileOnce(ctx context.Context) error {
 }
 
 func (m *Manager) adopt(ctx context.Context) error {
-	f := sandbox.Filter{States: []sandbox.State{sandbox.Creating, sandbox.Running, sandbox.Stopping}}
+	f := sandbox.Filter{States: liveStates}
 	for {
 		page, next, err := m.cfg.Store.Sandboxes(ctx, f)
 		if err != nil {
@@ -168,3 +168,6 @@ func (m *Manager) destroyOrphan(ctx context.Context, e engine.Engine, ref engine
 	defer cancel()
 	return e.Destroy(ctx, ref)
 }
+
+// liveStates are the states of sandboxes that hold, or may hold, something.
+var liveStates = []sandbox.State{sandbox.Creating, sandbox.Running, sandbox.Stopping}

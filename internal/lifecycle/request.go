@@ -79,22 +79,14 @@ func (m *Manager) plan(req Request) (sandbox.Spec, engine.Engine, error) {
 		Network:   req.Network,
 	}
 	spec.Image.Source = cmp.Or(spec.Image.Source, sandbox.HostImage)
-	if spec.Network.Mode == "" {
-		spec.Network.Mode = sandbox.NetworkEgress
-	}
-	if spec.Network.Mode == sandbox.NetworkEgress && spec.Network.Allow == nil {
-		spec.Network.Allow = []string{"*"}
-	}
-	name := cmp.Or(req.Engine, m.cfg.Engines[0].Capabilities().Name)
-	e, ok := m.engines[name]
-	if !ok {
-		var names []string
-		for _, caps := range m.Capabilities() {
-			names = append(names, caps.Name)
-		}
-		return spec, nil, sandbox.Invalid("engine", "There is no engine %.64q; this server has: %s.", name, strings.Join(names, ", "))
+	e, err := m.engineNamed(req.Engine)
+	if err != nil {
+		return spec, nil, err
 	}
 	if err := checkName(req.Name); err != nil {
+		return spec, nil, err
+	}
+	if spec.Network, err = m.policy(req.Network, e.Capabilities()); err != nil {
 		return spec, nil, err
 	}
 	return spec, e, m.check(spec, e.Capabilities())
@@ -103,8 +95,6 @@ func (m *Manager) plan(req Request) (sandbox.Spec, engine.Engine, error) {
 // check returns the first thing that is wrong with spec, as a Problem.
 func (m *Manager) check(spec sandbox.Spec, caps engine.Capabilities) error {
 	for _, check := range []func() error{
-		func() error { return checkImage(spec.Image.Source, caps) },
-		func() error { return checkNetwork(spec.Network.Mode, caps) },
 		func() error { return checkVolume(spec.Volume.Name) },
 		func() error { return checkWorkdir(spec.Workdir) },
 		func() error { return checkLabels(spec.Labels) },
@@ -131,23 +121,26 @@ func printable(s string) bool {
 	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) })
 }
 
-func checkImage(image string, caps engine.Capabilities) error {
-	if slices.Contains(caps.Images, image) {
-		return nil
+// policy fills in the defaults of a network policy and checks it.
+func (m *Manager) policy(n sandbox.Network, caps engine.Capabilities) (sandbox.Network, error) {
+	n.Mode = cmp.Or(n.Mode, sandbox.NetworkEgress)
+	if n.Mode == sandbox.NetworkEgress && n.Allow == nil {
+		n.Allow = []string{"*"}
 	}
-	return &sandbox.Problem{Class: sandbox.ErrInvalid, Code: "image_not_found", Field: "image.registry",
-		Detail: fmt.Sprintf("There is no image %.200q. This server has only %q, the programs of its own machine.", image, sandbox.HostImage)}
-}
-
-func checkNetwork(mode sandbox.NetworkMode, caps engine.Capabilities) error {
-	if slices.Contains(caps.Networks, mode) {
-		return nil
+	if !slices.Contains(caps.Networks, n.Mode) {
+		var names []string
+		for _, mode := range caps.Networks {
+			names = append(names, fmt.Sprintf("%q", mode))
+		}
+		return n, unsupported("network.mode", "The network mode %.64q is not available here; available: %s.", string(n.Mode), strings.Join(names, ", "))
 	}
-	var names []string
-	for _, n := range caps.Networks {
-		names = append(names, fmt.Sprintf("%q", n))
+	if n.Mode != sandbox.NetworkEgress && len(n.Allow) > 0 {
+		return n, sandbox.Invalid("network.allow", "Only the mode %q has an allow-list.", sandbox.NetworkEgress)
 	}
-	return unsupported("network.mode", "The network mode %.64q is not available here; available: %s.", string(mode), strings.Join(names, ", "))
+	if m.cfg.Gateway == nil {
+		return n, nil
+	}
+	return n, m.cfg.Gateway.CheckPolicy(n)
 }
 
 // unsupported is a Problem with a request that another server might grant.

@@ -16,6 +16,8 @@ const (
 	PrefixSession = "ses_"
 	PrefixVolume  = "vol_"
 	PrefixKey     = "key_"
+	PrefixImage   = "img_"
+	PrefixSecret  = "sec_"
 )
 
 // NewID returns a fresh ID with prefix, one of the Prefix constants.

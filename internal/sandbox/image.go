@@ -8,9 +8,6 @@ import (
 // HostImage is the image made of this machine's own programs.
 const HostImage = "host"
 
-// PrefixImage begins the ID of an image of an account.
-const PrefixImage = "img_"
-
 // Image is a sandbox's root file system: what was asked for and, once it lies ready, what that is.
 type Image struct {
 	Source       string   `json:"source"`             // HostImage, a registry reference, or the ID of an image of the account
@@ -18,6 +15,7 @@ type Image struct {
 	Secret       string   `json:"secret,omitempty"`   // name of the account's secret for the registry
 	BuildSecrets []string `json:"build_secrets,omitempty"`
 
+	Base     string        `json:"base,omitempty"`   // the engine's name for what Source stands for, where it is known; else "" until a pull
 	Digest   string        `json:"digest,omitempty"` // the engine's name for what lies ready; "" until then, and for HostImage
 	Settings ImageSettings `json:"settings,omitzero"`
 }
@@ -47,14 +45,16 @@ func (i *Image) UnmarshalJSON(data []byte) error {
 type StoredImage struct {
 	ID        string // "img_" and a ULID
 	Account   string
-	Name      string    // as it was asked for: a reference; for a build, reference and key of the commands; for a snapshot, a name of people's
-	Kind      ImageKind //
-	Digest    string    // the engine's name for it; several accounts may share one
+	Name      string // the reference as it was asked for; for a snapshot or an import, a name for people
+	Recipe    string // tells images of one name apart: a digest of the commands run on top, "" if there are none
+	Kind      ImageKind
+	Digest    string // the engine's name for it; several accounts may share one
 	Engine    string
 	Settings  ImageSettings
 	Size      int64  // bytes on disk, shared layers included
 	Origin    ID     // of a snapshot: the sandbox
 	Reference string // of what came from a registry: the reference with the manifest's digest
+	Platform  string // "linux/amd64"
 	CreatedAt time.Time
 	UsedAt    time.Time
 }

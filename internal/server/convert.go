@@ -52,24 +52,20 @@ func each[A, B any](list []A, convert func(A) B) []B {
 	return out
 }
 
-func toRequest(account string, in api.CreateSandbox) lifecycle.Request {
+func toRequest(account string, in api.CreateSandbox) (lifecycle.Request, error) {
 	req := lifecycle.Request{
 		Account: account, Name: in.Name, Engine: in.Engine, Volume: in.Volume, Workdir: in.Workdir, Labels: in.Labels, Env: in.Env,
-		CPU: in.CPU, MemoryMiB: in.MemoryMiB, DiskMiB: in.DiskMiB, Timeout: seconds(float64(in.TimeoutS)),
+		CPU: in.CPU, MemoryMiB: in.MemoryMiB, DiskMiB: in.DiskMiB, Timeout: seconds(float64(in.TimeoutS)), Network: toNetwork(in.Network),
 	}
-	if in.Image != nil {
-		req.Image.Source = in.Image.Registry
-	}
-	if in.Network != nil {
-		req.Network = sandbox.Network{Mode: sandbox.NetworkMode(in.Network.Mode), Allow: in.Network.Allow}
-	}
-	return req
+	var err error
+	req.Image, err = toImage(in.Image)
+	return req, err
 }
 
 func fromSandbox(sb sandbox.Sandbox) api.Sandbox {
 	return api.Sandbox{
 		ID: string(sb.ID), Name: sb.Name, State: string(sb.State), Reason: sb.Reason, Engine: sb.Engine,
-		Image: api.Image{Registry: sb.Spec.Image.Source}, Volume: sb.Spec.Volume.Name, VolumeID: sb.Spec.Volume.ID, Workdir: sb.Spec.Workdir,
+		Image: fromImageSpec(sb.Spec.Image), Volume: sb.Spec.Volume.Name, VolumeID: sb.Spec.Volume.ID, Workdir: sb.Spec.Workdir,
 		Labels: mapOr(sb.Spec.Labels), Network: api.Network{Mode: string(sb.Spec.Network.Mode), Allow: sb.Spec.Network.Allow}, CPU: sb.Spec.CPU,
 		MemoryMiB: sb.Spec.MemoryMiB, DiskMiB: sb.Spec.DiskMiB, TimeoutS: int64(sb.Spec.Timeout / time.Second),
 		CreatedAt: sb.CreatedAt.UTC(), StartedAt: timeOrNil(sb.StartedAt), EndedAt: timeOrNil(sb.EndedAt), ExpiresAt: sb.ExpiresAt.UTC(),

@@ -87,7 +87,7 @@ func (s *Server) logCall(c *call, begin time.Time, panicked any) {
 
 // apiPrefixes are the first path segments that belong to the API: what isn't found below them is no page of the UI.
 var apiPrefixes = map[string]bool{
-	"sandbox": true, "session": true, "event": true, "me": true, "healthz": true, "readyz": true, "signout": true,
+	"sandbox": true, "session": true, "image": true, "secret": true, "event": true, "me": true, "healthz": true, "readyz": true, "signout": true,
 	"openapi.json": true, "docs": true,
 }
 

@@ -72,6 +72,8 @@ func (s *Server) routes() error {
 	s.runRoutes(h)
 	s.sessionRoutes(h)
 	s.fileRoutes(h)
+	s.imageRoutes(h)
+	s.secretRoutes(h)
 	s.accountRoutes(h)
 
 	s.anybody("GET /signin/{token}", s.signinLink)

@@ -10,6 +10,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/sandlot-dev/sandlot/api"
+	"github.com/sandlot-dev/sandlot/internal/lifecycle"
 	"github.com/sandlot-dev/sandlot/internal/sandbox"
 )
 
@@ -17,7 +18,8 @@ func (s *Server) sandboxRoutes(h huma.API) {
 	tags := []string{"Sandboxes"}
 	add(s, h, strict(huma.Operation{
 		OperationID: "create-sandbox", Method: http.MethodPost, Path: "/sandbox", Tags: tags, Summary: "Make a sandbox",
-		Description: "Answers when it runs; with `wait=false` as soon as it is accepted. With no body at all it gets the defaults.",
+		Description: "Answers when it runs; with `wait=false` as soon as it is accepted; or streams how it comes about. With no body at all it gets the defaults.",
+		Responses:   answers(h, api.Sandbox{}, "The sandbox's events, by their kinds; then `sandbox` (the sandbox, which runs) or `error` (a problem); then `data: [DONE]`."),
 	}), s.createSandbox)
 	add(s, h, huma.Operation{
 		OperationID: "list-sandboxes", Method: http.MethodGet, Path: "/sandbox", Tags: tags, Summary: "List sandboxes, newest first",
@@ -26,6 +28,10 @@ func (s *Server) sandboxRoutes(h huma.API) {
 	add(s, h, strict(huma.Operation{
 		OperationID: "get-sandbox", Method: http.MethodGet, Path: "/sandbox/{id}", Tags: tags, Summary: "Look at a sandbox",
 	}), s.getSandbox)
+	add(s, h, strict(huma.Operation{
+		OperationID: "update-sandbox", Method: http.MethodPatch, Path: "/sandbox/{id}", Tags: tags, Summary: "Change a sandbox while it lives",
+		Description: "Its name, its network policy, or when it ends. What is left out stays.",
+	}), s.updateSandbox)
 	add(s, h, strict(huma.Operation{
 		OperationID: "terminate-sandbox", Method: http.MethodDelete, Path: "/sandbox/{id}", Tags: tags, Summary: "End a sandbox",
 		Description: "Its processes are asked to stop, then killed. Answers when nothing is left of it but its volume.",
@@ -37,17 +43,75 @@ type createInput struct {
 	Body *api.CreateSandbox
 }
 
-func (s *Server) createSandbox(ctx context.Context, c *call, in *createInput) (*body[api.Sandbox], error) {
+func (s *Server) createSandbox(ctx context.Context, c *call, in *createInput) (*huma.StreamResponse, error) {
 	var want api.CreateSandbox
 	if in.Body != nil {
 		want = *in.Body
 	}
-	sb, err := s.cfg.Manager.Create(ctx, toRequest(c.account, want))
-	if err == nil && in.Wait != "false" {
+	req, err := toRequest(c.account, want)
+	if err != nil {
+		return nil, err
+	}
+	sb, err := s.cfg.Manager.Create(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	if wantsEvents(c.r) {
+		return s.streaming(c, func(ctx context.Context, out *stream) error { return s.followCreation(ctx, out, sb) }), nil
+	}
+	if in.Wait != "false" {
 		ctx, cancel := c.long(ctx)
 		defer cancel()
-		sb, err = s.cfg.Manager.WaitReady(ctx, c.account, sb.ID)
+		if sb, err = s.cfg.Manager.WaitReady(ctx, c.account, sb.ID); err != nil {
+			return nil, err
+		}
 	}
+	return answer(c, fromSandbox(sb)), nil
+}
+
+// followCreation writes a sandbox's events until it runs, and then the sandbox; or why it doesn't.
+func (s *Server) followCreation(ctx context.Context, out *stream, sb sandbox.Sandbox) error {
+	wake := s.cfg.Store.Watch(ctx)
+	for after := int64(0); ; {
+		now, err := s.cfg.Manager.Sandbox(ctx, sb.Account, sb.ID) // before its events: all that led to this state is told
+		if err != nil {
+			return err
+		}
+		if after, err = s.sendEvents(ctx, out, sb.Account, sb.ID, after); err != nil {
+			return err
+		}
+		if now.State != sandbox.Creating {
+			break
+		}
+		select {
+		case <-wake:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	ready, err := s.cfg.Manager.WaitReady(ctx, sb.Account, sb.ID)
+	if err != nil {
+		return err
+	}
+	return out.json("", api.EventSandbox, fromSandbox(ready))
+}
+
+type updateInput struct {
+	SandboxInput
+	Body api.UpdateSandbox
+}
+
+func (s *Server) updateSandbox(ctx context.Context, c *call, in *updateInput) (*body[api.Sandbox], error) {
+	change := lifecycle.Change{Name: in.Body.Name}
+	if in.Body.Network != nil {
+		n := toNetwork(in.Body.Network)
+		change.Network = &n
+	}
+	if in.Body.TimeoutS != nil {
+		t := seconds(float64(*in.Body.TimeoutS))
+		change.Timeout = &t
+	}
+	sb, err := s.cfg.Manager.Update(ctx, c.account, sandbox.ID(in.ID), change)
 	if err != nil {
 		return nil, err
 	}
@@ -158,13 +222,27 @@ func (s *Server) listEvents(ctx context.Context, c *call, in *eventsInput) (*hum
 }
 
 // followEvents writes events as they come until ctx ends.
-func (s *Server) followEvents(ctx context.Context, out *stream, account string, id sandbox.ID, after int64) error {
-	const page = 500
+func (s *Server) followEvents(ctx context.Context, out *stream, account string, id sandbox.ID, after int64) (err error) {
 	wake := s.cfg.Store.Watch(ctx)
+	for {
+		if after, err = s.sendEvents(ctx, out, account, id, after); err != nil {
+			return err
+		}
+		select {
+		case <-wake:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// sendEvents writes the events that there are after one, and returns the last.
+func (s *Server) sendEvents(ctx context.Context, out *stream, account string, id sandbox.ID, after int64) (int64, error) {
+	const page = 500
 	for {
 		list, err := s.cfg.Store.Events(ctx, account, id, after, page)
 		if err != nil {
-			return err
+			return after, err
 		}
 		for _, e := range list {
 			after = e.Seq
@@ -173,16 +251,11 @@ func (s *Server) followEvents(ctx context.Context, out *stream, account string, 
 				name = api.EventFailed // or it would be taken for an error of the stream
 			}
 			if err := out.json(strconv.FormatInt(e.Seq, 10), name, fromEvent(e)); err != nil {
-				return err
+				return after, err
 			}
 		}
-		if len(list) == page {
-			continue
-		}
-		select {
-		case <-wake:
-		case <-ctx.Done():
-			return ctx.Err()
+		if len(list) < page {
+			return after, nil
 		}
 	}
 }

@@ -31,7 +31,9 @@ type Manager interface {
 	Sandbox(ctx context.Context, account string, id sandbox.ID) (sandbox.Sandbox, error)
 	Sandboxes(ctx context.Context, f sandbox.Filter) (all []sandbox.Sandbox, next string, err error)
 	Terminate(ctx context.Context, account string, id sandbox.ID, reason string) (sandbox.Sandbox, error)
+	Update(ctx context.Context, account string, id sandbox.ID, c lifecycle.Change) (sandbox.Sandbox, error)
 	Guest(ctx context.Context, account string, id sandbox.ID) (*guest.Client, error)
+	Images
 
 	StartRun(ctx context.Context, run sandbox.Run, cmd guest.Command, insert func(context.Context, sandbox.Run) error) (sandbox.Run, error)
 	Output(ctx context.Context, run sandbox.Run, offset int64) iter.Seq2[guest.Frame, error]
@@ -61,11 +63,12 @@ type Store interface {
 	WebSessions() store.WebSessions
 }
 
-// Config says what a Server serves. Manager, Sessions and Store are required.
+// Config says what a Server serves. Manager, Sessions, Store and Secrets are required.
 type Config struct {
 	Manager  Manager
 	Sessions Sessions
 	Store    Store
+	Secrets  Secrets
 	UI       fs.FS             // with index.html at its top; nil = a page that says that there is none
 	Health   func() api.Health // how the server is; nil = always well
 	Version  string            // for the API's description
@@ -94,8 +97,8 @@ type Server struct {
 
 // New returns a server. It starts nothing; Serve does, or any other http.Server.
 func New(cfg Config) (*Server, error) {
-	if cfg.Manager == nil || cfg.Sessions == nil || cfg.Store == nil {
-		return nil, errors.New("server: Manager, Sessions and Store are required")
+	if cfg.Manager == nil || cfg.Sessions == nil || cfg.Store == nil || cfg.Secrets == nil {
+		return nil, errors.New("server: Manager, Sessions, Store and Secrets are required")
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)

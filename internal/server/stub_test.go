@@ -29,6 +29,8 @@ var errUnexpected = errors.New("not expected by this test, with a secret: hunter
 
 // stubManager answers what a test tells it to; what it wasn't told is errUnexpected.
 type stubManager struct {
+	server.Manager // what no test needs
+
 	create    func(lifecycle.Request) (sandbox.Sandbox, error)
 	waitReady func(context.Context, sandbox.ID) (sandbox.Sandbox, error)
 	get       func(account string, id sandbox.ID) (sandbox.Sandbox, error)
@@ -187,7 +189,7 @@ func newRig(t *testing.T, change func(*server.Config)) *rig {
 	r := &rig{Store: st, Manager: &stubManager{}, Sessions: &stubSessions{}, Log: &servertest.Log{}}
 	r.Account, r.Key = servertest.AddAccount(t, st, "first")
 	cfg := server.Config{
-		Manager: r.Manager, Sessions: r.Sessions, Store: st, Version: "1.2.3",
+		Manager: r.Manager, Sessions: r.Sessions, Store: st, Secrets: servertest.Secrets(t, st), Version: "1.2.3",
 		Log: slog.New(slog.NewTextHandler(r.Log, &slog.HandlerOptions{Level: slog.LevelDebug})), Grace: 2 * time.Second,
 	}
 	if change != nil {

@@ -238,7 +238,7 @@ func TestTheAPIIsDescribed(t *testing.T) {
 			}
 		}
 	}
-	if n != 23 {
+	if n < 34 { // or the description lost some
 		t.Errorf("%d operations", n)
 	}
 	res, body := r.ask(t, "GET", "/docs", "", "Authorization", "")

@@ -73,7 +73,7 @@ func (s *Store) Admit(ctx context.Context, sb sandbox.Sandbox) error {
 }
 
 // Transition moves one sandbox to state to and appends the event that tells of it, with Reason as its text. change, which
-// may be nil, sets what else is new of Name, Reason, Fault, Handle and ExpiresAt; the rest is not its to change. run must be the
+// may be nil, sets what else is new of Name, Reason, Fault, Handle, ExpiresAt, and of the spec's Image, Network and Timeout; the rest is not its to change. run must be the
 // sandbox's, else the error is ErrConflict: what was decided on one incarnation must not land on another. A move that the
 // table doesn't allow is ErrState; the sandbox as it is stored is returned then too.
 func (s *Store) Transition(ctx context.Context, id sandbox.ID, run string, to sandbox.State, change func(*sandbox.Sandbox)) (sandbox.Sandbox, error) {
@@ -103,10 +103,14 @@ func (s *Store) changeSandbox(ctx context.Context, id sandbox.ID, run string, ch
 			}
 		}
 		sb := changed(stored, change, to, tx.now)
+		spec, err := json.Marshal(sb.Spec)
+		if err != nil {
+			return err
+		}
 		res, err := tx.ExecContext(ctx, `UPDATE sandboxes SET name = $1, state = $2, reason = $3, fault = $4, handle = $5, version = $6,
-			started_at = $7, ended_at = $8, expires_at = $9 WHERE id = $10 AND version = $11`,
+			started_at = $7, ended_at = $8, expires_at = $9, spec = $10 WHERE id = $11 AND version = $12`,
 			sb.Name, string(sb.State), sb.Reason, bit(sb.Fault), sb.Handle, sb.Version, micros(sb.StartedAt), micros(sb.EndedAt), micros(sb.ExpiresAt),
-			string(id), stored.Version)
+			string(spec), string(id), stored.Version)
 		if err := one(res, err, "it was changed at the same time"); err != nil {
 			return err
 		}
@@ -129,6 +133,7 @@ func changed(stored sandbox.Sandbox, change func(*sandbox.Sandbox), to sandbox.S
 	}
 	sb := stored
 	sb.Name, sb.Reason, sb.Fault, sb.Handle, sb.ExpiresAt = wish.Name, wish.Reason, wish.Fault, wish.Handle, wish.ExpiresAt
+	sb.Spec.Image, sb.Spec.Network, sb.Spec.Timeout = wish.Spec.Image, wish.Spec.Network, wish.Spec.Timeout
 	sb.Version++
 	if to == "" {
 		return sb

@@ -24,6 +24,7 @@ import (
 	"github.com/sandlot-dev/sandlot/internal/sandbox"
 	"github.com/sandlot-dev/sandlot/internal/server"
 	"github.com/sandlot-dev/sandlot/internal/store"
+	"github.com/sandlot-dev/sandlot/internal/vault"
 )
 
 // EchoCLI stands in for Claude Code: it says init, what it was asked, and that it is done.
@@ -86,7 +87,7 @@ func New(t testing.TB, cfg Config) *Server {
 	})
 	s.Account, s.Key = AddAccount(t, st, "first")
 
-	conf := server.Config{Manager: s.Manager, Sessions: s.Sessions, Store: st, Log: log, Version: "test", Grace: 5 * time.Second}
+	conf := server.Config{Manager: s.Manager, Sessions: s.Sessions, Store: st, Secrets: Secrets(t, st), Log: log, Version: "test", Grace: 5 * time.Second}
 	if cfg.Change != nil {
 		cfg.Change(&conf)
 	}
@@ -194,4 +195,14 @@ func (l *Log) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.b.String()
+}
+
+// Secrets opens a vault on st with a key of its own.
+func Secrets(t testing.TB, st *store.Store) *vault.Vault {
+	t.Helper()
+	v, err := vault.Open(st, filepath.Join(t.TempDir(), "key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
 }
