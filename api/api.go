@@ -60,7 +60,7 @@ type Exec struct {
 	Argv     []string          `json:"argv" minItems:"1" doc:"The program and its arguments; no shell in between."`
 	Env      map[string]string `json:"env,omitempty" doc:"Added to the sandbox's environment."`
 	Dir      string            `json:"dir,omitempty" doc:"Working directory. Default: the sandbox's workdir."`
-	User     string            `json:"user,omitempty" enum:"agent,root" doc:"Default: agent."`
+	User     string            `json:"user,omitempty" maxLength:"200" doc:"\"agent\" (the image's own user, if it names one), \"root\", or a name or number of the sandbox's /etc/passwd, perhaps with :group. Default: agent."`
 	Stdin    string            `json:"stdin,omitempty" doc:"Given to the process, then its input is closed."`
 	TimeoutS float64           `json:"timeout_s,omitempty" minimum:"0" doc:"The process and all it started are killed after this many seconds. Default: only the sandbox's own end."`
 }

@@ -48,6 +48,7 @@ func parseArgs(args []string, out io.Writer) (Config, error) {
 	fs.StringVar(&cfg.StateDir, "state-dir", StateDir, "`directory` for the output of runs")
 	fs.StringVar(&cfg.Workdir, "workdir", "/workspace", "`directory` in which processes start")
 	fs.StringVar(&cfg.GatewayAddr, "gateway", Gateway, "loopback `address` that leads to the host's gateway; empty for none")
+	fs.BoolVar(&cfg.Furnish, "furnish", false, "add to /etc, /tmp and /root what an image lacks; for a file system that is the sandbox's own")
 	fs.DurationVar(&cfg.Grace, "grace", 0, "`time` between TERM and KILL; 0 for the default")
 	fs.Func("agent", "`uid:gid` of the user processes (default 1000:1000)", func(s string) (err error) {
 		cfg.AgentUID, cfg.AgentGID, err = parseAgent(s)
@@ -102,6 +103,11 @@ func serve(cfg Config) error {
 	syscall.Umask(0o022)
 	if err := prepareWorkdir(cfg.Workdir, cfg.AgentUID, cfg.AgentGID); err != nil {
 		return err
+	}
+	if !cfg.Furnish {
+		cfg.Log.Debug("the file system stays as it is")
+	} else if err := furnish("/", cfg.AgentUID, cfg.AgentGID, filepath.Join(cfg.Workdir, ".sandlot", "home")); err != nil {
+		cfg.Log.Warn("the image lacks something that can't be added", "err", err) // most programs live without
 	}
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
 		return err

@@ -18,6 +18,7 @@ type plan struct {
 	path       string // of the program, absolute
 	dir        string
 	env        []string
+	name       string // of the user
 	uid, gid   int
 	credential *syscall.Credential // nil: it stays who we are
 }
@@ -54,7 +55,7 @@ func (s *Server) plan(cmd Command) (plan, error) {
 	if err := checkEnv(cmd.Env); err != nil {
 		return p, err
 	}
-	env := s.environment(cmd.Env, p.uid)
+	env := s.environment(cmd.Env, p.name)
 	for k, v := range env {
 		p.env = append(p.env, k+"="+v)
 	}
@@ -77,11 +78,7 @@ func checkEnv(env map[string]string) error {
 }
 
 // environment returns all variables of a process: nothing of the guest's own.
-func (s *Server) environment(extra map[string]string, uid int) map[string]string {
-	name := UserAgent
-	if uid == 0 {
-		name = "root"
-	}
+func (s *Server) environment(extra map[string]string, name string) map[string]string {
 	env := map[string]string{"USER": name, "LOGNAME": name}
 	s.mu.Lock()
 	for k, v := range s.env {
@@ -96,21 +93,21 @@ func (s *Server) environment(extra map[string]string, uid int) map[string]string
 
 // planUser decides who the process is. Where it is whom we are, nothing is changed: a namespace with one user may forbid to.
 func (s *Server) planUser(p *plan) error {
-	p.uid, p.gid = s.cfg.AgentUID, s.cfg.AgentGID
-	switch p.cmd.User {
-	case "", UserAgent:
-	case UserRoot:
-		p.uid, p.gid = 0, 0
-	default:
-		return refuse("bad_user", "user", "unknown user %q: it is %q or %q", p.cmd.User, UserAgent, UserRoot)
+	id, err := s.who(p.cmd.User)
+	if err != nil {
+		return err
 	}
-	if p.uid == os.Geteuid() && p.gid == os.Getegid() {
+	p.name, p.uid, p.gid = id.name, int(id.uid), int(id.gid)
+	if len(p.cmd.Groups) > 0 {
+		id.groups = p.cmd.Groups
+	}
+	if p.uid == os.Geteuid() && p.gid == os.Getegid() && len(id.groups) == 0 {
 		return nil
 	}
 	if os.Geteuid() != 0 {
 		return refuse("bad_user", "user", "the helper runs as uid %d and can't start a process as uid %d", os.Geteuid(), p.uid)
 	}
-	p.credential = &syscall.Credential{Uid: uint32(p.uid), Gid: uint32(p.gid), NoSetGroups: s.noSetGroups}
+	p.credential = &syscall.Credential{Uid: id.uid, Gid: id.gid, Groups: id.groups, NoSetGroups: s.noSetGroups}
 	return nil
 }
 

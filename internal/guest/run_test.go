@@ -244,7 +244,7 @@ func TestStartRefuses(t *testing.T) {
 		"dir is a file":      {func(c *guest.Command) { c.Dir = "plain" }, "bad_dir", "dir"},
 		"dir below a file":   {func(c *guest.Command) { c.Dir = "plain/x" }, "bad_dir", "dir"},
 		"NUL in dir":         {func(c *guest.Command) { c.Dir = "/\x00" }, "bad_dir", "dir"},
-		"unknown user":       {func(c *guest.Command) { c.User = "nobody" }, "bad_user", "user"},
+		"unknown user":       {func(c *guest.Command) { c.User = "no-such-user" }, "no_such_user", "user"},
 		"unknown stdio":      {func(c *guest.Command) { c.Stdio = "socket" }, "bad_stdio", "stdio"},
 		"negative timeout":   {func(c *guest.Command) { c.Timeout = -1 }, "bad_timeout", "timeout"},
 		"empty variable":     {func(c *guest.Command) { c.Env = map[string]string{"": "x"} }, "bad_env", "env"},

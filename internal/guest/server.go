@@ -25,6 +25,7 @@ type Config struct {
 	Workdir      string    // where processes start; absolute
 	AgentUID     int       // of the user processes
 	AgentGID     int       //
+	Root         string    // where users are looked up; "" = "/"
 	Deadline     time.Time // when the guest ends itself; zero: when Setup says, or never
 	JournalLimit int64     // bytes of output kept per run; 0 = 64 MiB
 	GatewayAddr  string    // loopback address that leads to the host's gateway; "" = none
@@ -34,6 +35,7 @@ type Config struct {
 	// Confine says that this process is the guest and nothing else: it takes in orphans, can't be looked into, and starts
 	// processes from a thread that has given up dangerous capabilities. A guest inside another program leaves it false.
 	Confine bool
+	Furnish bool          // Main adds what an image lacks; only where the file system is the sandbox's own
 	Grace   time.Duration // between TERM and KILL; 0 = 5 s
 	// GatewayWait is how long a connection to GatewayAddr waits for a host that is away, restarting perhaps; 0 = 60 s.
 	GatewayWait time.Duration
@@ -72,6 +74,7 @@ func NewServer(cfg Config) (*Server, error) {
 	if !filepath.IsAbs(cfg.StateDir) || !filepath.IsAbs(cfg.Workdir) {
 		return nil, errors.New("guest: StateDir and Workdir must be absolute paths")
 	}
+	cfg.Root = cmp.Or(cfg.Root, "/")
 	cfg.JournalLimit = cmp.Or(cfg.JournalLimit, 64<<20)
 	cfg.Grace = cmp.Or(cfg.Grace, 5*time.Second)
 	cfg.GatewayWait = cmp.Or(cfg.GatewayWait, time.Minute)

@@ -110,7 +110,9 @@ func (gateway) Handler(sandbox.ID) http.Handler { return http.NotFoundHandler() 
 
 func (gateway) CheckPolicy(sandbox.Network) error { return nil }
 
-func (gateway) Build(sandbox.Network) (http.Handler, map[string]string) { return http.NotFoundHandler(), nil }
+func (gateway) Build(sandbox.Network) (http.Handler, map[string]string) {
+	return http.NotFoundHandler(), nil
+}
 
 func (gateway) Env(id sandbox.ID) map[string]string {
 	return map[string]string{"ANTHROPIC_API_KEY": "token of " + string(id)}
