@@ -64,7 +64,7 @@ func TestAnImageIsFurnished(t *testing.T) {
 		want  map[string]string // file → what it must hold
 	}{
 		"nothing at all": {nil, 1000, map[string]string{
-			"etc/passwd": "agent:x:1000:1000:agent:/work/home:/bin/sh\n", "etc/group": "agent:x:1000:\n", "etc/hosts": "localhost", "etc/hostname": "sandbox",
+			"etc/passwd": "agent:x:1000:1000:agent:/work/home:/bin/sh\n", "etc/group": "agent:x:1000:\n", "etc/hosts": "127.0.0.1", "etc/hostname": "sandbox",
 		}},
 		"places for a runtime": {map[string]string{"etc/hosts": "", "etc/hostname": ""}, 1000, map[string]string{"etc/hosts": "127.0.0.1"}},
 		"a last line without an end": {map[string]string{"etc/passwd": "root:x:0:0::/:"}, 1000, map[string]string{
