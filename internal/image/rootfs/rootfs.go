@@ -5,12 +5,13 @@
 // their final blocks. So a hostile layer has no path, link, owner or device of this machine to reach for, and root is not needed.
 //
 // What gVisor can read decides the format: no compression, no chunks, no extended attributes, no inline data of regular files.
-// github.com/erofs/go-erofs reads the files here. Its writer can't make them: it stores small files inline whatever one asks, and
-// gVisor can't map those; it has no hard links; it puts attributes on inodes, which gVisor then refuses to read; its holes are
-// chunks, which gVisor doesn't know. So the writer is this package's own (format.go), and does without those:
+// github.com/erofs/go-erofs can't write that: it stores small files inline whatever one asks, and gVisor can't map those; it has no hard
+// links; it puts attributes on inodes, which gVisor then refuses to read; its holes are chunks, which gVisor doesn't know. Its
+// reader goes by paths from the root and resolves .. by their text, so a hostile link can cost minutes, or lead elsewhere than in the
+// sandbox. So both sides of the format are here (format.go, reader.go), the library checks them in the tests, and:
 //
 //   - Extended attributes stand in a table behind the file system, which gVisor doesn't look at and Open does. A sandbox doesn't see
-//     them; COPY --from and a snapshot's parents do.
+//     them; COPY --from does.
 //   - A hole of a sparse file is a hole of the EROFS file itself: blocks of zeros are never written.
 //   - A character device can't be seen in a sandbox: gVisor reads no device numbers from EROFS, so every one looks like a whiteout
 //     (0:0) to its overlay. /dev is gVisor's own in any case.
