@@ -125,6 +125,11 @@ func (s *Server) planDir(p *plan) error {
 			p.dir = filepath.Join(s.cfg.Workdir, p.dir)
 		}
 	}
+	if p.cmd.MakeDir {
+		if err := os.MkdirAll(p.dir, 0o755); err != nil {
+			return refuse("bad_dir", "dir", "%v", err)
+		}
+	}
 	fi, err := os.Stat(p.dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

@@ -24,6 +24,7 @@ type Image struct {
 type ImageSettings struct {
 	Env        map[string]string `json:"env,omitempty"`
 	User       string            `json:"user,omitempty"`    // as the image says it: a name or a number, perhaps with a group; "" = none
+	Agent      string            `json:"agent,omitempty"`   // that user as "uid:gid", as the engine found it
 	Workdir    string            `json:"workdir,omitempty"` // "" = none
 	Entrypoint []string          `json:"entrypoint,omitempty"`
 	Cmd        []string          `json:"cmd,omitempty"`

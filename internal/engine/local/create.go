@@ -79,9 +79,9 @@ func (e *Engine) Create(ctx context.Context, ref engine.Ref, spec sandbox.Spec) 
 func (e *Engine) check(spec sandbox.Spec) error {
 	caps := e.Capabilities()
 	switch {
-	case !spec.Image.IsHost():
+	case !spec.Image.IsHost() && spec.Image.Digest == "":
 		return &sandbox.Problem{Class: sandbox.ErrInvalid, Code: "image_not_found", Field: "image.registry",
-			Detail: fmt.Sprintf("there is no image %q here; this engine has %q only", spec.Image.Source, sandbox.HostImage)}
+			Detail: fmt.Sprintf("the image %.200q has not been prepared", spec.Image.Source)}
 	case !slices.Contains(caps.Networks, spec.Network.Mode):
 		return &sandbox.Problem{Class: sandbox.ErrInvalid, Code: "unsupported", Field: "network.mode",
 			Detail: fmt.Sprintf("network mode %q is not available here; this engine has %q", spec.Network.Mode, caps.Networks)}
@@ -108,11 +108,11 @@ func (e *Engine) create(ctx context.Context, en *entry, k string, spec sandbox.S
 	} else if n < minFree {
 		return fmt.Errorf("%w: the disk of %s has only %d MiB left; free some", sandbox.ErrUnavailable, e.cfg.Dir, n>>20)
 	}
-	_, base, err := e.volume(spec.Volume)
+	base, err := e.rangeFor(spec)
 	if err != nil {
 		return err
 	}
-	bundle, err := e.makeBundle(k, spec, base)
+	bundle, err := e.makeBundle(ctx, k, spec, base)
 	if err != nil {
 		return fmt.Errorf("making its bundle: %w", err)
 	}
@@ -145,7 +145,7 @@ type bundle struct {
 }
 
 // makeBundle lays out the sandbox's own directory. Its first entry, made here, is also the label by which List knows the run.
-func (e *Engine) makeBundle(k string, spec sandbox.Spec, base uint32) (bundle, error) {
+func (e *Engine) makeBundle(ctx context.Context, k string, spec sandbox.Spec, base uint32) (bundle, error) {
 	dir := e.sandboxDir(k)
 	b := bundle{dir: filepath.Join(dir, "bundle")}
 	for _, d := range []string{dir, b.dir} {
@@ -158,21 +158,15 @@ func (e *Engine) makeBundle(k string, spec sandbox.Spec, base uint32) (bundle, e
 			return bundle{}, err
 		}
 	}
-	root := filepath.Join(b.dir, "root")
-	mounts, err := makeRoot(filepath.Join(e.cfg.Dir, "host"), root)
+	// Nothing but the file of the writable layer comes into it.
+	if err := os.Mkdir(filepath.Join(b.dir, "root"), 0o755); err != nil {
+		return bundle{}, err
+	}
+	mounts, err := e.linkRoot(ctx, k, spec, filepath.Join(b.dir, rootFile))
 	if err != nil {
 		return bundle{}, err
 	}
 	b.spec = e.ociSpec(k, spec, base, mounts, time.Now())
-	for _, m := range b.spec.Mounts {
-		// The gofer may not make them: to it, this directory is somebody else's.
-		if err := os.MkdirAll(filepath.Join(root, m.Destination), 0o755); err != nil {
-			return bundle{}, fmt.Errorf("making mount point %s: %w", m.Destination, err)
-		}
-	}
-	if err := chownDirs(root, int(base)); err != nil {
-		return bundle{}, err
-	}
 	data, err := json.Marshal(b.spec)
 	if err != nil {
 		return bundle{}, err

@@ -131,6 +131,11 @@ func (e *Engine) find(ctx context.Context) (map[string]engine.Listed, error) {
 			}
 		}
 	}
+	e.buildMu.Lock()
+	for k := range e.building {
+		delete(found, k)
+	}
+	e.buildMu.Unlock()
 	for k, l := range found {
 		st, err := e.Inspect(ctx, l.Ref)
 		if err != nil {

@@ -1,12 +1,18 @@
 package local
 
 import (
+	"archive/tar"
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
+
+	"github.com/sandlot-dev/sandlot/internal/image"
 )
 
 // hostDirs are this machine's directories of programs. Where one is a symbolic link (/bin → usr/bin), so it is inside.
@@ -41,36 +47,111 @@ var ownDirs = map[string]fs.FileMode{
 	"var": 0o755, "var/lib": 0o755, "var/log": 0o755, "var/cache": 0o755, "var/tmp": 0o777 | fs.ModeSticky, "var/spool": 0o755,
 }
 
-// prepareHostImage copies what image "host" needs of /etc into dir/etc, once per start: an update of the host's packages
-// reaches new sandboxes with the next start of the server.
-func prepareHostImage(dir string) error {
-	fresh, err := os.MkdirTemp(filepath.Dir(dir), "host-")
+// hostLabel marks images that are made of this machine's own programs: those are mounted over them.
+const hostLabel = "dev.sandlot.host"
+
+// prepareHostImage makes the image "host": what programs need of /etc, and places for this machine's directories of programs, which are
+// mounted when a sandbox starts. It is made once per start, so an update of the host's packages reaches new sandboxes then; where nothing
+// has changed it is the same image. It returns the image's digest and the mounts that complete it.
+func (e *Engine) prepareHostImage(ctx context.Context) (digest string, mounts []Mount, err error) {
+	dir, err := os.MkdirTemp(e.cfg.Dir, "host-")
 	if err != nil {
-		return err
+		return "", nil, err
 	}
-	defer os.RemoveAll(fresh)
-	etc := filepath.Join(fresh, "etc")
-	if err := os.Mkdir(etc, 0o755); err != nil {
-		return err
-	}
+	defer os.RemoveAll(dir)
 	for _, name := range hostEtc {
-		if err := copyTree(filepath.Join("/etc", name), filepath.Join(etc, name)); err != nil {
-			return fmt.Errorf("copying /etc/%s: %w", name, err)
+		if err := copyTree(filepath.Join("/etc", name), filepath.Join(dir, "etc", name)); err != nil {
+			return "", nil, fmt.Errorf("copying /etc/%s: %w", name, err)
+		}
+	}
+	for name, mode := range ownDirs {
+		path := filepath.Join(dir, name)
+		if err := errors.Join(os.MkdirAll(path, 0o755), os.Chmod(path, mode)); err != nil {
+			return "", nil, err
 		}
 	}
 	for name, text := range ownEtc {
-		if err := os.WriteFile(filepath.Join(etc, name), []byte(text), 0o644); err != nil {
-			return err
+		if err := os.WriteFile(filepath.Join(dir, "etc", name), []byte(text), 0o644); err != nil {
+			return "", nil, err
 		}
 	}
-	if err := os.Chmod(fresh, 0o755); err != nil {
-		return err
+	if mounts, err = linkPrograms(dir); err != nil {
+		return "", nil, err
 	}
-	// Sandboxes of before hold hard links to the old files, so removing those is safe.
-	if err := os.RemoveAll(dir); err != nil {
-		return err
+	layer, w := io.Pipe()
+	go func() { w.CloseWithError(tarTree(dir, w)) }()
+	defer layer.Close() // ends the writer
+	img, err := e.images.Append(ctx, "", layer, func(s *image.Settings) { s.Labels = map[string]string{hostLabel: "1"} }, "this machine's own programs")
+	return img.ID, mounts, err
+}
+
+// linkPrograms puts this machine's directories of programs into root: links as they are, directories as places to mount them.
+func linkPrograms(root string) ([]Mount, error) {
+	var mounts []Mount
+	for _, dir := range hostDirs {
+		fi, err := os.Lstat(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		path := filepath.Join(root, dir)
+		if fi.Mode()&fs.ModeSymlink == 0 {
+			mounts = append(mounts, Mount{Source: dir, Target: dir})
+			if err := os.Mkdir(path, 0o755); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		target, err := os.Readlink(dir)
+		if err != nil {
+			return nil, err
+		}
+		if err := os.Symlink(target, path); err != nil {
+			return nil, err
+		}
 	}
-	return os.Rename(fresh, dir)
+	return mounts, nil
+}
+
+// tarTree writes a directory as a layer that depends on nothing but names, modes and contents. All of it is root's.
+func tarTree(dir string, w io.Writer) error {
+	out := tar.NewWriter(w)
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || path == dir {
+			return err
+		}
+		fi, err := d.Info()
+		if err != nil {
+			return err
+		}
+		h := &tar.Header{Name: strings.TrimPrefix(path, dir+"/"), Mode: int64(fi.Mode().Perm()), ModTime: time.Unix(0, 0), Format: tar.FormatPAX}
+		if fi.Mode()&fs.ModeSticky != 0 {
+			h.Mode |= 0o1000
+		}
+		var content []byte
+		switch {
+		case d.IsDir():
+			h.Typeflag, h.Name = tar.TypeDir, h.Name+"/"
+		case fi.Mode()&fs.ModeSymlink != 0:
+			h.Typeflag = tar.TypeSymlink
+			if h.Linkname, err = os.Readlink(path); err != nil {
+				return err
+			}
+		default:
+			if content, err = os.ReadFile(path); err != nil {
+				return err
+			}
+			h.Typeflag, h.Size = tar.TypeReg, int64(len(content))
+		}
+		if err := out.WriteHeader(h); err != nil {
+			return err
+		}
+		_, err = out.Write(content)
+		return err
+	})
+	return errors.Join(err, out.Close())
 }
 
 // copyTree copies what anybody may read: links as links, files of up to 4 MiB, directories whole. What isn't there or isn't
@@ -115,84 +196,5 @@ func copyTree(from, to string) error {
 		default:
 			return nil
 		}
-	})
-}
-
-// makeRoot builds the root directory of a sandbox with image "host" and returns the bind mounts that complete it. The writable
-// layer lies over it, so hard links to the prepared files are safe: nothing inside can write to them.
-func makeRoot(image, root string) ([]Mount, error) {
-	if err := os.Mkdir(root, 0o755); err != nil {
-		return nil, err
-	}
-	for name, mode := range ownDirs {
-		path := filepath.Join(root, name)
-		if err := os.MkdirAll(path, 0o755); err != nil {
-			return nil, err
-		}
-		if err := os.Chmod(path, mode); err != nil {
-			return nil, err
-		}
-	}
-	if err := linkTree(filepath.Join(image, "etc"), filepath.Join(root, "etc")); err != nil {
-		return nil, err
-	}
-	var mounts []Mount
-	for _, dir := range hostDirs {
-		fi, err := os.Lstat(dir)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		path := filepath.Join(root, dir)
-		if fi.Mode()&fs.ModeSymlink == 0 {
-			mounts = append(mounts, Mount{Source: dir, Target: dir})
-			if err := os.Mkdir(path, 0o755); err != nil {
-				return nil, err
-			}
-			continue
-		}
-		target, err := os.Readlink(dir)
-		if err != nil {
-			return nil, err
-		}
-		if err := os.Symlink(target, path); err != nil {
-			return nil, err
-		}
-	}
-	return mounts, nil
-}
-
-// linkTree repeats the tree from at to: directories and links made anew, files as hard links.
-func linkTree(from, to string) error {
-	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		dst := filepath.Join(to, strings.TrimPrefix(path, from))
-		switch {
-		case d.IsDir():
-			return os.MkdirAll(dst, 0o755)
-		case d.Type()&fs.ModeSymlink != 0:
-			target, err := os.Readlink(path)
-			if err != nil {
-				return err
-			}
-			return os.Symlink(target, dst)
-		default:
-			return os.Link(path, dst)
-		}
-	})
-}
-
-// chownDirs gives the directories of a sandbox's root to the root user inside. Files are shared with other sandboxes and stay
-// the server's: readable, and never written to.
-func chownDirs(root string, id int) error {
-	return filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || !d.IsDir() {
-			return err
-		}
-		return os.Lchown(path, id, id)
 	})
 }

@@ -6,7 +6,9 @@
 //
 //	sandboxes/KEY/      one run: bundle/ (config.json, root/), socket/ and state/ (shared with its guest); KEY is Ref.ID-Ref.Run
 //	volumes/VOL/        one volume; its owner tells which range of uids its sandboxes have
-//	host/               what image "host" needs of /etc
+//	images/             images: see package image
+//	build-cache/        which step of which build made which image
+//	loader/             this machine's C library, for programs that are mounted into images without it
 //	runsc/              gVisor's own state files and control sockets
 package local
 
@@ -16,6 +18,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -25,6 +28,8 @@ import (
 	"gvisor.dev/gvisor/runsc/container"
 
 	"github.com/sandlot-dev/sandlot/internal/engine"
+	"github.com/sandlot-dev/sandlot/internal/image"
+	"github.com/sandlot-dev/sandlot/internal/image/build"
 	"github.com/sandlot-dev/sandlot/internal/sandbox"
 )
 
@@ -36,6 +41,9 @@ type Config struct {
 	Dir    string  // absolute; made if missing; only one Engine may work in it at a time
 	Guest  string  // absolute path of the sandlot-guest program on the host
 	Mounts []Mount // shown read-only in every sandbox
+
+	Registry http.RoundTripper // to registries of images; guards against private addresses. nil = Go's own
+	Fetch    http.RoundTripper // to what Dockerfile commands add from URLs; the same
 
 	// Runtime is the program that becomes gVisor's sentry and gofer. It must call Main first thing.
 	// Default: this very program.
@@ -55,14 +63,23 @@ type Engine struct {
 	cgroups cgroups
 	netns   *os.File // an empty network namespace, where gofers live
 	stage   *stage
+	images  *image.Store
+	builder *build.Builder
+	host    hostImage
+	loader  *loader // nil where programs of this host need none
+
+	buildMu  sync.Mutex
+	building map[string]bool // keys of builds' sandboxes: nobody's row wants them, and yet they are no orphans
 
 	mu      sync.Mutex
 	entries map[string]*entry // by key; runs that this process works on or has made
 }
 
 var (
-	_ engine.Engine     = (*Engine)(nil)
-	_ engine.VolumeDirs = (*Engine)(nil)
+	_ engine.Engine      = (*Engine)(nil)
+	_ engine.VolumeDirs  = (*Engine)(nil)
+	_ engine.Images      = (*Engine)(nil)
+	_ engine.Snapshotter = (*Engine)(nil)
 )
 
 // entry serialises the work on one run.
@@ -96,26 +113,26 @@ func Open(cfg Config) (*Engine, error) {
 	if err := os.Chmod(filepath.Join(cfg.Dir, "runsc"), 0o700); err != nil {
 		return nil, fmt.Errorf("opening the local engine: %w", err)
 	}
-	if err := prepareHostImage(filepath.Join(cfg.Dir, "host")); err != nil {
-		return nil, fmt.Errorf("preparing image %q: %w", sandbox.HostImage, err)
+	e := &Engine{cfg: cfg, ids: ids, entries: map[string]*entry{}, building: map[string]bool{}}
+	if err := e.openImages(); err != nil {
+		return nil, fmt.Errorf("opening the local engine: %w", err)
 	}
-	e := &Engine{cfg: cfg, ids: ids, entries: map[string]*entry{}}
 	sources := []string{filepath.Dir(cfg.Guest)}
 	for _, m := range cfg.Mounts {
 		sources = append(sources, m.Source)
 	}
 	if e.stage, err = openStage(ids, cfg.Dir, sources); err != nil {
-		return nil, fmt.Errorf("opening the local engine: %w", err)
+		return nil, errors.Join(fmt.Errorf("opening the local engine: %w", err), e.images.Close())
 	}
 	if e.netns, err = emptyNetns(); err != nil {
-		return nil, errors.Join(fmt.Errorf("opening the local engine: %w", err), e.stage.close())
+		return nil, errors.Join(fmt.Errorf("opening the local engine: %w", err), e.stage.close(), e.images.Close())
 	}
 	e.conf, err = runtimeConfig(filepath.Join(cfg.Dir, "runsc"), e.netns)
 	if err == nil {
 		err = acquireRuntime(cfg.Runtime, cfg.Log)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("configuring gVisor: %w", err), e.netns.Close(), e.stage.close())
+		return nil, errors.Join(fmt.Errorf("configuring gVisor: %w", err), e.netns.Close(), e.stage.close(), e.images.Close())
 	}
 	if ids.perVolume {
 		e.cgroups = findCgroups(installation(cfg.Dir))
@@ -126,14 +143,14 @@ func Open(cfg Config) (*Engine, error) {
 // Close gives the standard streams back. Sandboxes go on running.
 func (e *Engine) Close() error {
 	releaseRuntime()
-	return errors.Join(e.netns.Close(), e.stage.close())
+	return errors.Join(e.netns.Close(), e.stage.close(), e.images.Close())
 }
 
 // Capabilities implements engine.Engine.
 func (e *Engine) Capabilities() engine.Capabilities {
 	return engine.Capabilities{
 		Name:        Name,
-		Images:      []string{sandbox.HostImage},
+		Images:      []string{sandbox.HostImage, "registry", "snapshot"},
 		Networks:    []sandbox.NetworkMode{sandbox.NetworkNone, sandbox.NetworkEgress},
 		CPU:         e.cgroups.cpu(),
 		Memory:      e.cgroups.memory(),

@@ -32,18 +32,19 @@ var guestCapabilities = []string{
 // secret: gVisor keeps it on disk.
 func (e *Engine) ociSpec(k string, spec sandbox.Spec, base uint32, mounts []Mount, now time.Time) *specs.Spec {
 	dir := filepath.Join(e.stage.dir, "sandboxes", k)
-	root := filepath.Join(dir, "bundle", "root")
+	bundle := filepath.Join(dir, "bundle")
 	deadline := now.Add(spec.Timeout + deadlineGrace)
-	agent := e.ids.agent()
+	uid, gid := e.agent(spec)
 	s := &specs.Spec{
 		Version:  "1.0.2",
-		Root:     &specs.Root{Path: root},
+		Root:     &specs.Root{Path: filepath.Join(bundle, "root")},
 		Hostname: "sandbox",
 		Process: &specs.Process{
 			Args: []string{
 				guest.Program,
 				"--workdir=" + spec.Workdir,
-				fmt.Sprintf("--agent=%d:%d", agent, agent),
+				fmt.Sprintf("--agent=%d:%d", uid, gid),
+				"--furnish",
 				"--deadline=" + deadline.UTC().Format(time.RFC3339),
 			},
 			Cwd: "/",
@@ -72,8 +73,8 @@ func (e *Engine) ociSpec(k string, spec sandbox.Spec, base uint32, mounts []Moun
 		},
 		// The writable layer is a file in root, so it costs disk and not memory, and is full before the host's disk is.
 		Annotations: map[string]string{
-			"dev.gvisor.spec.rootfs.source":  root,
-			"dev.gvisor.spec.rootfs.type":    "bind",
+			"dev.gvisor.spec.rootfs.source":  filepath.Join(bundle, rootFile),
+			"dev.gvisor.spec.rootfs.type":    "erofs",
 			"dev.gvisor.spec.rootfs.overlay": "self",
 			"dev.gvisor.spec.rootfs.options": fmt.Sprintf("size=%dM", spec.DiskMiB),
 		},
@@ -94,8 +95,10 @@ func (e *Engine) ociSpec(k string, spec sandbox.Spec, base uint32, mounts []Moun
 		bind(filepath.Join(dir, "socket"), guest.SocketDir, "rw"),
 		// Not on the writable layer: a full disk inside must not cost a run its output.
 		bind(filepath.Join(dir, "state"), guest.StateDir, "rw"),
-		bind(filepath.Join(e.stage.dir, "volumes", spec.Volume.ID), spec.Workdir, "rw"),
 	)
+	if spec.Volume.ID != "" { // a build has none
+		s.Mounts = append(s.Mounts, bind(filepath.Join(e.stage.dir, "volumes", spec.Volume.ID), spec.Workdir, "rw"))
+	}
 	return s
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -20,7 +21,8 @@ import (
 
 // VolumeDir implements engine.VolumeDirs.
 func (e *Engine) VolumeDir(_ context.Context, v sandbox.Volume) (string, error) {
-	dir, _, err := e.volume(v)
+	agent := e.ids.agent()
+	dir, _, err := e.volumeFor(v, agent, agent)
 	return dir, err
 }
 
@@ -35,9 +37,10 @@ func (e *Engine) DeleteVolume(_ context.Context, v sandbox.Volume) error {
 	return nil
 }
 
-// volume returns the volume's directory, made on first use, and the host's uid that stands for root in its sandboxes. As real
+// volumeFor returns the volume's directory, made on first use, and the host's uid that stands for root in its sandboxes. While there is
+// nothing in it, it belongs to the user inside that uid and gid name. As real
 // root the directory's own owner is the record of its range: whatever a sandbox does to it stays within the range.
-func (e *Engine) volume(v sandbox.Volume) (dir string, base uint32, err error) {
+func (e *Engine) volumeFor(v sandbox.Volume, uid, gid int) (dir string, base uint32, err error) {
 	if !sandbox.IsID(v.ID, sandbox.PrefixVolume) {
 		return "", 0, fmt.Errorf("%w: volume ID %q", sandbox.ErrInvalid, v.ID)
 	}
@@ -48,7 +51,7 @@ func (e *Engine) volume(v sandbox.Volume) (dir string, base uint32, err error) {
 	defer e.mu.Unlock()
 	fi, err := os.Lstat(dir)
 	if errors.Is(err, fs.ErrNotExist) {
-		return e.makeVolume(dir)
+		return e.makeVolume(dir, uid, gid)
 	}
 	if err != nil {
 		return "", 0, fmt.Errorf("opening volume %s: %w", v.ID, err)
@@ -60,7 +63,23 @@ func (e *Engine) volume(v sandbox.Volume) (dir string, base uint32, err error) {
 	if !ok {
 		return "", 0, fmt.Errorf("opening volume %s: its directory belongs to a user of this host; it was not made by this engine", v.ID)
 	}
+	if int(fi.Sys().(*syscall.Stat_t).Uid-base) != uid && isEmpty(dir) {
+		if err := os.Lchown(dir, int(base)+uid, int(base)+gid); err != nil {
+			return "", 0, fmt.Errorf("giving volume %s to the image's user: %w", v.ID, err)
+		}
+	}
 	return dir, base, nil
+}
+
+// isEmpty reports whether a directory is known to be empty.
+func isEmpty(dir string) bool {
+	d, err := os.Open(dir)
+	if err != nil {
+		return false
+	}
+	defer d.Close()
+	_, err = d.Readdirnames(1)
+	return errors.Is(err, io.EOF)
 }
 
 // rangeOf returns the start of the range that a file's owner lies in.
@@ -72,7 +91,7 @@ func rangeOf(fi fs.FileInfo) (uint32, bool) {
 	return uid / rangeSize * rangeSize, true
 }
 
-func (e *Engine) makeVolume(dir string) (string, uint32, error) {
+func (e *Engine) makeVolume(dir string, uid, gid int) (string, uint32, error) {
 	var base uint32
 	if e.ids.perVolume {
 		n, err := e.nextRange()
@@ -87,8 +106,7 @@ func (e *Engine) makeVolume(dir string) (string, uint32, error) {
 		return "", 0, fmt.Errorf("making a volume: %w", err)
 	}
 	defer os.RemoveAll(fresh)
-	agent := int(base) + e.ids.agent()
-	if err := errors.Join(os.Chmod(fresh, 0o755), os.Lchown(fresh, agent, agent), os.Rename(fresh, dir)); err != nil {
+	if err := errors.Join(os.Chmod(fresh, 0o755), os.Lchown(fresh, int(base)+uid, int(base)+gid), os.Rename(fresh, dir)); err != nil {
 		return "", 0, fmt.Errorf("making a volume: %w", err)
 	}
 	return dir, base, nil
