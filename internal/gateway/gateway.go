@@ -1,9 +1,11 @@
-// Package gateway stands between sandboxes and the model API. A sandbox holds a token that is good for that sandbox only;
-// the gateway checks it, puts the real key in its place and streams the answer back, so that the key never enters a
-// sandbox. Without a key, the demo model can answer in the real one's stead.
+// Package gateway stands between sandboxes and everything else. A sandbox holds a token that is good for that sandbox only;
+// the gateway checks it, puts the real key in its place and streams the model API's answer back, so that the key never enters a
+// sandbox. Without a key, the demo model can answer in the real one's stead. On the same port it is the forward proxy through
+// which a sandbox reaches those public hosts that its network policy allows.
 package gateway
 
 import (
+	"context"
 	"crypto/hmac"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -16,6 +18,7 @@ import (
 	"time"
 
 	"github.com/sandlot-dev/sandlot/internal/guest"
+	"github.com/sandlot-dev/sandlot/internal/netguard"
 	"github.com/sandlot-dev/sandlot/internal/sandbox"
 )
 
@@ -36,13 +39,21 @@ type Config struct {
 	Secret    []byte            // signs the tokens; at least 16 bytes
 	Transport http.RoundTripper // to the upstream; nil = ours, which honours the proxy variables of the environment at New
 	Log       *slog.Logger      // nil = none
+
+	// Policy says what a sandbox may reach through the proxy. It is asked for every connection, and a connection is refused when
+	// it fails. nil = no sandbox may reach anything.
+	Policy     func(context.Context, sandbox.ID) (Policy, error)
+	Egress     netguard.Dialer  // connects for the proxy; holds the operator's exceptions and the server's own proxy
+	EgressIdle time.Duration    // ends a connection on which nothing passes; 0 = 30 min
+	Record     func(Connection) // told of every connection when it has ended; nil = nobody. It must not block
 }
 
-// Gateway serves the model API to sandboxes. It is safe for concurrent use.
+// Gateway serves the model API and the forward proxy to sandboxes. It is safe for concurrent use.
 type Gateway struct {
 	secret []byte
 	log    *slog.Logger
 	next   http.Handler // what a request that passed the checks goes to
+	egress *egress
 }
 
 // New returns a gateway. It makes no request.
@@ -54,6 +65,7 @@ func New(cfg Config) (*Gateway, error) {
 	if g.log == nil {
 		g.log = slog.New(slog.DiscardHandler)
 	}
+	g.egress = newEgress(cfg, g.log)
 	switch {
 	case cfg.Demo != nil:
 		g.next = cfg.Demo
@@ -76,18 +88,36 @@ func (g *Gateway) Token(id sandbox.ID) string {
 	return TokenPrefix + base64.RawURLEncoding.EncodeToString(mac.Sum(nil))
 }
 
-// Env returns the variables by which programs in sandbox id find the gateway.
+// noProxy are the hosts that programs reach inside the sandbox. Of an IPv6 address some want the brackets, some don't.
+const noProxy = "localhost,127.0.0.1,::1,[::1],0.0.0.0"
+
+// Env returns the variables by which programs in sandbox id find the gateway. Those of the proxy are there whatever the network policy
+// is: a process keeps its environment, while the policy may change, and a proxy that says why it refuses is better than silence.
 func (g *Gateway) Env(id sandbox.ID) map[string]string {
+	const base = "http://" + guest.Gateway
 	return map[string]string{
-		"ANTHROPIC_BASE_URL": "http://" + guest.Gateway,
+		"ANTHROPIC_BASE_URL": base,
 		"ANTHROPIC_API_KEY":  g.Token(id),
+		"HTTP_PROXY":         base,
+		"HTTPS_PROXY":        base,
+		"NO_PROXY":           noProxy,
+		"http_proxy":         base, // curl reads only this one, others only that
+		"https_proxy":        base,
+		"no_proxy":           noProxy,
+		"NODE_USE_ENV_PROXY": "1", // Node's own fetch and http look at the others only if told to
 	}
 }
 
-// Handler serves the model API to sandbox id, and to nobody else: a request must carry that sandbox's token.
+// Handler serves the model API and the proxy to sandbox id, and to nobody else: a request of the API must carry that sandbox's token,
+// and to the proxy the policy of that sandbox is applied.
 func (g *Gateway) Handler(id sandbox.ID) http.Handler {
 	token := []byte(g.Token(id))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if isProxyRequest(r) {
+			g.egress.serve(w, r, id, string(token))
+			return
+		}
+		defer unblock(r.Context(), http.NewResponseController(w))()
 		start := time.Now()
 		rec := &recorder{ResponseWriter: w}
 		g.serve(rec, r, token)

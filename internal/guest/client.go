@@ -107,6 +107,9 @@ type counted struct {
 	free chan struct{}
 }
 
+// CloseWrite ends our direction only, for a connection that the gateway has taken over.
+func (c *counted) CloseWrite() error { return c.Conn.Close() }
+
 // Close closes the stream, both ways: it is not read from after that.
 func (c *counted) Close() error {
 	c.once.Do(func() { <-c.free })

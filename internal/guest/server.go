@@ -179,7 +179,9 @@ func (s *Server) ServeConn(ctx context.Context, conn net.Conn) error {
 		return nil
 	}
 	defer s.wg.Done()
-	session, err := yamux.Server(conn, muxConfig())
+	mux := muxConfig()
+	mux.StreamCloseTimeout = time.Hour // a program may end its own direction and then read for long; the host ends what is left over
+	session, err := yamux.Server(conn, mux)
 	if err != nil {
 		_ = conn.Close() // the error says more
 		return fmt.Errorf("guest: %w", err)
