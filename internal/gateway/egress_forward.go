@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -43,10 +44,16 @@ func (v *visit) tunnel(w http.ResponseWriter, r *http.Request) {
 		v.conn.Reason = ReasonCut
 		return
 	}
+	// What was read ahead comes first. Reading on through the server's buffer would end the request's context with the stream.
+	early, err := buffered.Reader.Peek(buffered.Reader.Buffered())
+	if err != nil {
+		v.conn.Reason = ReasonCut
+		return
+	}
 	var ended atomic.Bool // the program has said all that it will
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		err := pump(up, buffered.Reader, v.sent, nil)
+		err := pump(up, io.MultiReader(bytes.NewReader(early), down), v.sent, nil)
 		ended.Store(true)
 		_ = down.SetWriteDeadline(time.Now().Add(stall)) // fails when it is closed
 		if err == nil {
@@ -127,10 +134,14 @@ func (v *visit) forward(w http.ResponseWriter, r *http.Request, token string) {
 		ErrorHandler: v.fail,
 		ErrorLog:     log.New(io.Discard, "", 0), // a sandbox would write it
 	}
-	proxy.ServeHTTP(w, r)
-	if r.Context().Err() != nil {
-		v.conn.Reason = ReasonCut
-	}
+	whole := false
+	defer func() {
+		if !whole {
+			v.conn.Reason = ReasonCut
+		}
+	}()
+	proxy.ServeHTTP(w, r) // it panics when an answer breaks off, so that nobody takes half of it for the whole
+	whole = true
 }
 
 // rewrite makes the request that goes out; hop-by-hop headers were removed by ReverseProxy.
