@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -12,6 +13,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/net/http/httpproxy"
+
+	"github.com/sandlot-dev/sandlot/internal/netguard"
 )
 
 // config is what the server is told at its start. Each flag has an environment variable of the same name, SANDLOT_…; a
@@ -22,13 +25,19 @@ type config struct {
 	Database  string
 	Toolkit   string
 	DemoModel bool
-	Debug     bool
+
+	// What operators open that is closed to sandboxes otherwise.
+	EgressPrivate     []netip.Prefix // for the proxy of sandboxes
+	PrivateRegistries []string       // HOST or HOST:PORT, for pulls of images
+	Debug             bool
 
 	// Secrets come from the environment only: arguments are there for everybody to see.
 	AdminKey     string
 	AnthropicKey string
 	Upstream     *url.URL
 	Proxy        func(*url.URL) (*url.URL, error) // the way to Upstream: HTTPS_PROXY and its like
+
+	egressPrivate string
 
 	// Env is the environment as it was, for the programs of this host that the server starts (npm).
 	Env []string
@@ -47,6 +56,8 @@ func (c *config) serveFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&c.Listen, "listen", "127.0.0.1:8080", "address to serve on (SANDLOT_LISTEN)")
 	f.BoolVar(&c.DemoModel, "demo-model", false, "answer from a script instead of a model (SANDLOT_DEMO_MODEL=1)")
+	f.StringVar(&c.egressPrivate, "egress-private", "", "private networks that sandboxes in network mode egress may reach, if their allow-list says so: CIDR,… (SANDLOT_EGRESS_PRIVATE)")
+	f.StringSliceVar(&c.PrivateRegistries, "private-registries", nil, "registries that may be at private addresses: HOST[:PORT],… (SANDLOT_PRIVATE_REGISTRIES)")
 	f.BoolVar(&c.Debug, "debug", false, "log more (SANDLOT_DEBUG=1)")
 }
 
@@ -76,6 +87,21 @@ func (c *config) fill(cmd *cobra.Command, environ []string) error {
 	text("database", "SANDLOT_DATABASE", &c.Database)
 	text("toolkit", "SANDLOT_TOOLKIT", &c.Toolkit)
 	text("listen", "SANDLOT_LISTEN", &c.Listen)
+	text("egress-private", "SANDLOT_EGRESS_PRIVATE", &c.egressPrivate)
+	if v := env["SANDLOT_PRIVATE_REGISTRIES"]; v != "" && !cmd.Flags().Changed("private-registries") {
+		c.PrivateRegistries = strings.Split(v, ",")
+	}
+	for _, s := range strings.FieldsFunc(c.egressPrivate, func(r rune) bool { return r == ',' || r == ' ' }) {
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("--egress-private: %q is not a network like 10.1.0.0/16", s))
+			continue
+		}
+		c.EgressPrivate = append(c.EgressPrivate, p.Masked())
+	}
+	if err := netguard.CheckHosts(c.PrivateRegistries); err != nil {
+		errs = append(errs, fmt.Errorf("--private-registries: %w", err))
+	}
 	boolean("demo-model", "SANDLOT_DEMO_MODEL", &c.DemoModel)
 	boolean("debug", "SANDLOT_DEBUG", &c.Debug)
 	c.AdminKey, c.AnthropicKey, c.Env = env["SANDLOT_ADMIN_KEY"], env["ANTHROPIC_API_KEY"], environ
@@ -106,6 +132,11 @@ func (c *config) fill(cmd *cobra.Command, environ []string) error {
 }
 
 const minAdminKey = 16
+
+// dialer connects on behalf of sandboxes: to public addresses only, and what the operator opened.
+func (c *config) dialer() *netguard.Dialer {
+	return &netguard.Dialer{Allow: c.EgressPrivate, Proxy: c.Proxy}
+}
 
 func (c *config) fillData(env map[string]string) error {
 	if c.Data == "" {

@@ -25,9 +25,11 @@ import (
 	"github.com/sandlot-dev/sandlot/internal/engine/local"
 	"github.com/sandlot-dev/sandlot/internal/gateway"
 	"github.com/sandlot-dev/sandlot/internal/lifecycle"
+	"github.com/sandlot-dev/sandlot/internal/netguard"
 	"github.com/sandlot-dev/sandlot/internal/sandbox"
 	"github.com/sandlot-dev/sandlot/internal/server"
 	"github.com/sandlot-dev/sandlot/internal/store"
+	"github.com/sandlot-dev/sandlot/internal/vault"
 	"github.com/sandlot-dev/sandlot/web"
 )
 
@@ -97,7 +99,11 @@ func serve(ctx context.Context, cfg config, log *slog.Logger, stdout io.Writer) 
 	if err := toolkit.Ensure(ctx); err != nil {
 		return fmt.Errorf("getting Claude Code: %w", err)
 	}
-	eng, err := openLocal(cfg.Data, toolkit, log)
+	secrets, err := vault.Open(st, filepath.Join(cfg.Data, "vault.key"))
+	if err != nil {
+		return err
+	}
+	eng, err := openLocal(cfg, toolkit, log)
 	if err != nil {
 		return err
 	}
@@ -110,8 +116,8 @@ func serve(ctx context.Context, cfg config, log *slog.Logger, stdout io.Writer) 
 	}
 
 	mgr, err := lifecycle.New(lifecycle.Config{
-		Store: st, Engines: []engine.Engine{eng}, Gateway: gw, Env: env, Prepare: claude.FirstRun{Token: gw.Token}.Prepare, Log: log,
-		EnvOf: func(sb sandbox.Sandbox) map[string]string { return claude.HomeEnv(sb.Spec.Workdir) },
+		Store: st, Engines: []engine.Engine{eng}, Gateway: gw, Secrets: secrets, Env: env, Prepare: claude.FirstRun{Token: gw.Token}.Prepare, Log: log,
+		EnvOf: func(sb sandbox.Sandbox) map[string]string { return claude.EnvOf(sb.Spec) },
 	})
 	if err != nil {
 		return err
@@ -128,7 +134,7 @@ func serve(ctx context.Context, cfg config, log *slog.Logger, stdout io.Writer) 
 		health.Status, health.Problem = "failing", trial.Problem
 	}
 	srv, err := server.New(server.Config{
-		Manager: mgr, Sessions: sessions, Store: st, UI: web.FS(), Version: version, Log: log,
+		Manager: mgr, Sessions: sessions, Store: st, Secrets: secrets, UI: web.FS(), Version: version, Log: log,
 		Health: func() api.Health { return health },
 	})
 	if err != nil {
@@ -156,7 +162,13 @@ func newGateway(ctx context.Context, cfg config, st *store.Store, log *slog.Logg
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.Proxy = func(r *http.Request) (*url.URL, error) { return cfg.Proxy(r.URL) } // our environment has been cleared
-	gc := gateway.Config{Upstream: cfg.Upstream, Key: cfg.AnthropicKey, Secret: secret, Transport: transport, Log: log}
+	gc := gateway.Config{
+		Upstream: cfg.Upstream, Key: cfg.AnthropicKey, Secret: secret, Transport: transport, Log: log, Egress: *cfg.dialer(),
+		Policy: func(ctx context.Context, id sandbox.ID) (gateway.Policy, error) {
+			sb, err := st.Sandbox(ctx, "", id)
+			return sb.Spec.Network, err
+		},
+	}
 	if cfg.DemoModel {
 		gc.Demo = gateway.NewDemo()
 	}
@@ -170,14 +182,15 @@ func modelName(cfg config) string {
 	return "anthropic"
 }
 
-func openLocal(data string, toolkit *claude.Toolkit, log *slog.Logger) (*local.Engine, error) {
-	program, err := installGuest(filepath.Join(data, "guest"))
+func openLocal(cfg config, toolkit *claude.Toolkit, log *slog.Logger) (*local.Engine, error) {
+	program, err := installGuest(filepath.Join(cfg.Data, "guest"))
 	if err != nil {
 		return nil, err
 	}
 	return local.Open(local.Config{
-		Dir: filepath.Join(data, "local"), Guest: program, Log: log,
-		Mounts: []local.Mount{{Source: toolkit.Dir(), Target: claude.MountPoint}},
+		Dir: filepath.Join(cfg.Data, "local"), Guest: program, Log: log,
+		Mounts:   []local.Mount{{Source: toolkit.Dir(), Target: claude.MountPoint}},
+		Registry: netguard.Transport(cfg.dialer(), cfg.PrivateRegistries), Fetch: netguard.Transport(cfg.dialer(), nil),
 	})
 }
 

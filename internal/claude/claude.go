@@ -4,6 +4,7 @@ package claude
 
 import (
 	"path"
+	"strings"
 
 	"github.com/sandlot-dev/sandlot/internal/guest"
 	"github.com/sandlot-dev/sandlot/internal/sandbox"
@@ -35,6 +36,15 @@ func configDir(workdir string) string { return path.Join(Home(workdir), ".claude
 // HomeEnv returns the variables that depend on where the volume is mounted.
 func HomeEnv(workdir string) map[string]string {
 	return map[string]string{"HOME": Home(workdir), "CLAUDE_CONFIG_DIR": configDir(workdir)}
+}
+
+// EnvOf returns the variables that depend on the sandbox.
+func EnvOf(spec sandbox.Spec) map[string]string {
+	env := HomeEnv(spec.Workdir)
+	if uid, _, _ := strings.Cut(spec.Image.Settings.Agent, ":"); uid == "0" { // the image's own wish
+		env["IS_SANDBOX"] = "1"
+	}
+	return env
 }
 
 // Env returns the environment of every process in a sandbox, for the default working directory: see HomeEnv for others.

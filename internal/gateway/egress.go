@@ -18,18 +18,9 @@ import (
 	"github.com/sandlot-dev/sandlot/internal/sandbox"
 )
 
-// The modes in which the proxy connects anybody to anything. In every other it refuses.
-const (
-	modeEgress = sandbox.NetworkMode("egress")
-	modeOpen   = sandbox.NetworkMode("open") // there are other ways out, but programs were told of this one
-)
-
 // Policy says what a sandbox may reach through the proxy. Only public hosts are reachable, whatever it says, and those that the
-// operator opened.
-type Policy struct {
-	Mode  sandbox.NetworkMode
-	Allow []string // for mode egress, as netguard.Rules; none = no host. Mode open has no list
-}
+// operator opened. An allow-list that is empty means no host; mode open has none: there are other ways out, but programs were told of this one.
+type Policy = sandbox.Network
 
 // Connection is what became of one request to the proxy: a tunnel (CONNECT), or one plain HTTP request.
 type Connection struct {
@@ -199,9 +190,9 @@ func (e *egress) decide(ctx context.Context, id sandbox.ID, name string, addr ne
 		}
 	}
 	switch p.Mode {
-	case modeOpen:
+	case sandbox.NetworkOpen:
 		return nil
-	case modeEgress:
+	case sandbox.NetworkEgress:
 		rules, err := netguard.ParseRules(p.Allow)
 		if err != nil {
 			return e.noPolicy(ctx, id, err)

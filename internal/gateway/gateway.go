@@ -54,6 +54,7 @@ type Gateway struct {
 	log    *slog.Logger
 	next   http.Handler // what a request that passed the checks goes to
 	egress *egress
+	builds builds
 }
 
 // New returns a gateway. It makes no request.
@@ -65,6 +66,8 @@ func New(cfg Config) (*Gateway, error) {
 	if g.log == nil {
 		g.log = slog.New(slog.DiscardHandler)
 	}
+	g.builds.policy = map[sandbox.ID]Policy{}
+	cfg.Policy = g.builds.or(cfg.Policy)
 	g.egress = newEgress(cfg, g.log)
 	switch {
 	case cfg.Demo != nil:

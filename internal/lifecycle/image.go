@@ -179,7 +179,9 @@ func (m *Manager) makeImage(ctx context.Context, account string, e engine.Engine
 		return sandbox.StoredImage{}, engine.Prepared{}, err
 	}
 	if m.cfg.Gateway != nil && len(img.Commands) > 0 {
-		req.Gateway, req.Env = m.cfg.Gateway.Build(network)
+		var done func()
+		req.Gateway, req.Env, done = m.cfg.Gateway.Build(network)
+		defer done()
 	}
 	prepared, err := power.PrepareImage(ctx, req, report)
 	if err != nil {
@@ -473,6 +475,6 @@ func (m *Manager) wantedImages(ctx context.Context, engineName string) (map[stri
 // BuildGateway answers what comes out of the sandbox of a build.
 type BuildGateway interface {
 	// Build returns what answers the requests of a build whose commands may reach what network says, and the variables by which
-	// they find it. It is no way to the model.
-	Build(network sandbox.Network) (http.Handler, map[string]string)
+	// they find it. It is no way to the model, and it ends with done.
+	Build(network sandbox.Network) (h http.Handler, env map[string]string, done func())
 }

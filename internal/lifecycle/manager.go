@@ -57,6 +57,10 @@ type Gateway interface {
 	BuildGateway
 	// CheckPolicy says what is wrong with a policy's allow-list, as a Problem.
 	CheckPolicy(n sandbox.Network) error
+	// PolicyChanged ends the connections of sandbox id that its policy doesn't allow any more.
+	PolicyChanged(ctx context.Context, id sandbox.ID)
+	// Forget is told that sandbox id has ended.
+	Forget(id sandbox.ID)
 	// Handler answers the requests that come out of sandbox id.
 	Handler(id sandbox.ID) http.Handler
 	// Env is what the processes of sandbox id need to find it.

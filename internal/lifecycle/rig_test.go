@@ -110,9 +110,13 @@ func (gateway) Handler(sandbox.ID) http.Handler { return http.NotFoundHandler() 
 
 func (gateway) CheckPolicy(sandbox.Network) error { return nil }
 
-func (gateway) Build(sandbox.Network) (http.Handler, map[string]string) {
-	return http.NotFoundHandler(), nil
+func (gateway) Build(sandbox.Network) (http.Handler, map[string]string, func()) {
+	return http.NotFoundHandler(), nil, func() {}
 }
+
+func (gateway) PolicyChanged(context.Context, sandbox.ID) {}
+
+func (gateway) Forget(sandbox.ID) {}
 
 func (gateway) Env(id sandbox.ID) map[string]string {
 	return map[string]string{"ANTHROPIC_API_KEY": "token of " + string(id)}

@@ -67,6 +67,9 @@ func (k *keeper) destroy(ctx context.Context, sb sandbox.Sandbox) (again bool, e
 		return false, nil
 	}
 	k.m.forgive(sb.ID)
+	if k.m.cfg.Gateway != nil {
+		k.m.cfg.Gateway.Forget(sb.ID)
+	}
 	settle, cancel := settled(ctx)
 	defer cancel()
 	if err := k.endRuns(settle, sb); err != nil {

@@ -63,6 +63,9 @@ func (m *Manager) Update(ctx context.Context, account string, id sandbox.ID, c C
 		return sb, err
 	}
 	if c.Network != nil {
+		if m.cfg.Gateway != nil {
+			m.cfg.Gateway.PolicyChanged(ctx, id)
+		}
 		m.tell(ctx, sb, "network", "%s", policyText(sb.Spec.Network))
 	}
 	if c.Timeout != nil {
