@@ -31,7 +31,7 @@ type Config struct {
 
 	Platform   *v1.Platform  // which of an image's platforms to take; nil = linux on this machine's architecture
 	MaxBytes   int64         // of one image, unpacked; 0 = 64 GiB
-	MaxEntries int64         // files and directories of one image; 0 = 4 million
+	MaxEntries int64         // files and directories of one image; 0 = what package rootfs takes
 	Stall      time.Duration // a registry that sends no byte for so long has failed; 0 = 60 s
 	Backoff    time.Duration // before the first retry, doubled for each one after it; 0 = 500 ms
 	Log        *slog.Logger  // nil = none

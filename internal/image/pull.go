@@ -209,7 +209,6 @@ type pull struct {
 	mu    sync.Mutex
 	added []string // what wasn't there before
 	total int64
-	done  int64
 }
 
 // source names where the image comes from: who is given this manifest by this repository may have the image.
@@ -223,6 +222,7 @@ func (p *pull) run(ctx context.Context, post func(Progress)) (Image, error) {
 		keys = append(keys, l.Digest.String())
 	}
 	unpin := p.s.pin(keys...)
+	post(Progress{Phase: PhasePull, Total: p.total, Text: fmt.Sprintf("Fetching %s: %d layers, %s.", p.name, len(p.m.Layers), size(p.total))})
 	img, err := p.all(ctx)
 	unpin()
 	if err != nil && ctx.Err() == nil { // what was asked for was bad; a pull that is only broken off may go on later

@@ -96,9 +96,6 @@ func (s *Store) defaults() {
 	if c.MaxBytes <= 0 {
 		c.MaxBytes = 64 << 30
 	}
-	if c.MaxEntries <= 0 {
-		c.MaxEntries = 4 << 20
-	}
 	if c.Stall <= 0 {
 		c.Stall = time.Minute
 	}
