@@ -107,7 +107,9 @@ func safe(err error, wait time.Duration) error {
 	switch {
 	case err == nil || errors.As(err, &p):
 		return err
-	case errors.Is(err, errStalled), errors.Is(err, errRedirect), errors.Is(err, errClosed), errors.Is(err, errCut), errors.As(err, &status):
+	case errors.Is(err, errStalled): // or one of the two ways that were tried
+		return errStalled
+	case errors.Is(err, errRedirect), errors.Is(err, errClosed), errors.Is(err, errCut), errors.As(err, &status):
 		return unlinked(err)
 	case errors.As(err, &answer):
 		return &statusError{status: answer.StatusCode, codes: codes(answer.Errors), wait: wait}
@@ -172,7 +174,7 @@ func broken(err error) bool {
 			return true
 		}
 	}
-	return op != nil || strings.HasSuffix(err.Error(), "EOF") // net/http's transport has errors of its own, of no type
+	return op != nil
 }
 
 // explain turns what went wrong between us and a registry into what the caller is told. signed says that credentials were sent.

@@ -230,9 +230,13 @@ func checkHop(in *http.Request) error {
 	return nil
 }
 
+// stalled names a wait that was too long, and a connection that ended: as io.EOF, it would be taken for the end of what was sent.
 func stalled(ctx context.Context, err error) error {
 	if errors.Is(context.Cause(ctx), errStalled) {
 		return errStalled
+	}
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return errCut
 	}
 	return err
 }
