@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"regexp"
 	"strings"
 	"time"
@@ -169,17 +168,22 @@ func googleSecret(v map[string]string) (*credentials, error) {
 }
 
 func googleToken(ctx context.Context, cfg *jwt.Config, rt http.RoundTripper) (authn.AuthConfig, time.Time, error) {
-	token, err := cfg.TokenSource(context.WithValue(ctx, oauth2.HTTPClient, &http.Client{Transport: rt})).Token()
+	var lost error // of the network; the library tells of it in words only
+	client := &http.Client{Transport: tripFunc(func(r *http.Request) (*http.Response, error) {
+		resp, err := rt.RoundTrip(r)
+		lost = err
+		return resp, err
+	})}
+	token, err := cfg.TokenSource(context.WithValue(ctx, oauth2.HTTPClient, client)).Token()
 	var refused *oauth2.RetrieveError
-	var link *url.Error
 	switch {
 	case errors.As(err, &refused): // it holds the whole answer, which stays here
 		if s := refused.Response.StatusCode; s >= 500 || s == http.StatusTooManyRequests {
 			return authn.AuthConfig{}, time.Time{}, &statusError{status: s}
 		}
 		return authn.AuthConfig{}, time.Time{}, denied("Google refuses this service account's key (status %d). Check that the key still exists and the account is enabled.", refused.Response.StatusCode)
-	case errors.As(err, &link): // it was on the way, not in the key
-		return authn.AuthConfig{}, time.Time{}, fmt.Errorf("asking Google for a token: %w", err)
+	case lost != nil:
+		return authn.AuthConfig{}, time.Time{}, fmt.Errorf("asking Google for a token: %w", lost)
 	case err != nil || token.AccessToken == "":
 		return authn.AuthConfig{}, time.Time{}, denied("No token can be had with this SERVICE_ACCOUNT_JSON: its private_key is unreadable, or the answer from token_uri was.")
 	}
@@ -189,3 +193,7 @@ func googleToken(ctx context.Context, cfg *jwt.Config, rt http.RoundTripper) (au
 	}
 	return authn.AuthConfig{Username: "oauth2accesstoken", Password: token.AccessToken}, expires, nil
 }
+
+type tripFunc func(*http.Request) (*http.Response, error)
+
+func (f tripFunc) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
