@@ -1,0 +1,296 @@
+package local_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/sandlot-dev/sandlot/internal/engine"
+	"github.com/sandlot-dev/sandlot/internal/engine/local"
+	"github.com/sandlot-dev/sandlot/internal/guest"
+	"github.com/sandlot-dev/sandlot/internal/image/imagetest"
+	"github.com/sandlot-dev/sandlot/internal/sandbox"
+)
+
+// shop is an engine and a registry with the test's images.
+type shop struct {
+	*local.Engine
+	dir             string
+	reg             *imagetest.Registry
+	glibc, busybox  string // references
+	glibcL, busybxL v1.Layer
+}
+
+func newShop(t *testing.T) *shop {
+	t.Helper()
+	before := traces(t)
+	t.Cleanup(func() {
+		for trace := range traces(t) {
+			if !before[trace] {
+				t.Errorf("left behind: %s", trace)
+			}
+		}
+	})
+	dir := workDir(t)
+	s := &shop{reg: imagetest.NewRegistry(t), glibcL: imagetest.Glibc(t), busybxL: imagetest.Busybox(t), dir: dir}
+	s.glibc = s.reg.Push(t, "glibc:1", imagetest.Image(t, nil, s.glibcL))
+	s.busybox = s.reg.Push(t, "busybox:1", imagetest.Image(t, func(c *v1.Config) {
+		c.Env, c.User, c.WorkingDir = append(c.Env, "FROM_IMAGE=yes"), "node", "/srv"
+		c.Entrypoint, c.Cmd = []string{"/bin/sh", "-c"}, []string{"sleep 1"}
+	}, s.busybxL))
+	cfg := config(t, dir)
+	if toolkit := os.Getenv("SANDLOT_TEST_CLAUDE"); toolkit != "" {
+		cfg.Mounts = []local.Mount{{Source: filepath.Dir(filepath.Dir(toolkit)), Target: "/opt/sandlot/claude"}}
+	}
+	s.Engine = open(t, cfg)
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+// prepare makes an image ready and returns a spec of a sandbox of it.
+func (s *shop) prepare(t *testing.T, img sandbox.Image) sandbox.Spec {
+	t.Helper()
+	p, err := s.PrepareImage(t.Context(), engine.ImageRequest{Image: img, Network: spec().Network}, func(p engine.ImageProgress) { t.Logf("%+v", p) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	sp := spec()
+	sp.Image = p.Image
+	return sp
+}
+
+// start makes a sandbox that ends with the test and connects to it.
+func (s *shop) start(t *testing.T, sp sandbox.Spec) (engine.Ref, *guest.Client) {
+	t.Helper()
+	ref := engine.Ref{ID: sandbox.ID(sandbox.NewID(sandbox.PrefixSandbox)), Run: "1"}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)
+		defer cancel()
+		if err := s.Destroy(ctx, ref); err != nil {
+			t.Error(err)
+		}
+	})
+	if _, err := s.Create(t.Context(), ref, sp); err != nil {
+		t.Fatal(err)
+	}
+	return ref, s.dial(t, ref)
+}
+
+func (s *shop) dial(t *testing.T, ref engine.Ref) *guest.Client {
+	t.Helper()
+	conn, err := s.Dial(t.Context(), ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := guest.NewClient(conn, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	if err := c.Setup(t.Context(), guest.Setup{Env: map[string]string{"PATH": "/usr/bin:/bin"}, Deadline: time.Now().Add(time.Hour)}); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// say runs a shell script and returns what it wrote, or fails the test.
+func say(t *testing.T, c *guest.Client, user, script string) string {
+	t.Helper()
+	id := sandbox.NewID("run_")
+	if _, err := c.Start(t.Context(), guest.Command{ID: id, User: user, Argv: []string{"sh", "-c", script}}); err != nil {
+		t.Fatalf("%s: %v", script, err)
+	}
+	var out bytes.Buffer
+	for f, err := range c.Output(t.Context(), id, 0, true) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f.Kind == guest.Stdout || f.Kind == guest.Stderr {
+			out.Write(f.Data)
+		}
+	}
+	run, err := c.Wait(t.Context(), id)
+	if err != nil || run.Code == nil || *run.Code != 0 {
+		t.Fatalf("%s: %+v, %v: %s", script, run, err, out.String())
+	}
+	return strings.TrimSpace(out.String())
+}
+
+func TestImagesRun(t *testing.T) {
+	s := newShop(t)
+	single := s.Capabilities().AgentIsRoot
+	for name, tc := range map[string]struct{ ref, who string }{
+		"glibc":   {s.glibc, "1000 1000"},
+		"busybox": {s.busybox, "1234 1234"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			sp := s.prepare(t, sandbox.Image{Source: tc.ref})
+			_, c := s.start(t, sp)
+			want := tc.who
+			if single {
+				want = "0 0"
+			}
+			if got := say(t, c, "", "echo $(id -u) $(id -g)"); got != want {
+				t.Errorf("its user is %q, want %q", got, want)
+			}
+			if got := say(t, c, "", "echo kept > /workspace/file && cat /workspace/file && cat /etc/hostname"); got != "kept\nsandbox" {
+				t.Errorf("volume and hostname: %q", got)
+			}
+			if got := say(t, c, "root", "echo new > /etc/new && rm /etc/group && ls /etc/new && ls /etc/group 2>/dev/null || echo gone"); got != "/etc/new\ngone" {
+				t.Errorf("its root can't be written to: %q", got)
+			}
+			if got := say(t, c, "", "ls /usr/share 2>/dev/null | wc -l"); got != "0" {
+				t.Errorf("this machine's programs are to be seen: %q", got)
+			}
+			if os.Getenv("SANDLOT_TEST_CLAUDE") != "" {
+				if got := say(t, c, "", "HOME=/workspace /opt/sandlot/claude/bin/claude --version"); !strings.Contains(got, "Claude Code") {
+					t.Errorf("the CLI says %q", got)
+				}
+			}
+		})
+	}
+	sp := s.prepare(t, sandbox.Image{Source: s.busybox})
+	if got := sp.Image.Settings; got.Env["FROM_IMAGE"] != "yes" || got.User != "node" || got.Agent != "1234:1234" || got.Workdir != "/srv" ||
+		!slices.Equal(got.Entrypoint, []string{"/bin/sh", "-c"}) || !slices.Equal(got.Cmd, []string{"sleep 1"}) {
+		t.Errorf("the image's settings are %+v", got)
+	}
+}
+
+func TestDockerfileCommandsRun(t *testing.T) {
+	s := newShop(t)
+	var log []string
+	build := func(img sandbox.Image, secrets map[string]string) (engine.Prepared, error) {
+		log = nil
+		return s.PrepareImage(t.Context(), engine.ImageRequest{Image: img, Secrets: secrets, Network: spec().Network}, func(p engine.ImageProgress) { log = append(log, p.Text) })
+	}
+	want := sandbox.Image{Source: s.glibc, Commands: []string{
+		"ARG WHO=world", "ENV GREETING=hello", "WORKDIR /app", `RUN echo "$GREETING $WHO" > greeting && chmod 640 greeting && rm /etc/group && echo said-aloud`,
+		`RUN ["/bin/bash", "-c", "test -n \"$TOKEN\" && echo ${#TOKEN} > /app/length"]`,
+		"COPY --from=" + s.busybox + " --chown=node /bin/busybox /usr/local/bin/", "USER node", `ENTRYPOINT ["/bin/bash"]`, "LABEL a=b",
+	}, BuildSecrets: []string{"s"}}
+	p, err := build(want, map[string]string{"TOKEN": "hunter2-hunter2"})
+	if err != nil {
+		t.Fatalf("%v\n%s", err, strings.Join(log, "\n"))
+	}
+	if !slices.Contains(log, "said-aloud") || strings.Contains(strings.Join(log, "\n"), "hunter2") {
+		t.Errorf("the log is %q", log)
+	}
+	sp := spec()
+	sp.Image = p.Image
+	_, c := s.start(t, sp)
+	if got := say(t, c, "root", "cat /app/greeting /app/length; stat -c '%a %u' /app/greeting /usr/local/bin/busybox; ls /etc/group /proc/1/x 2>/dev/null; echo $(whoami)"); got !=
+		"hello world\n15\n640 0\n755 1000\nroot" && !s.Capabilities().AgentIsRoot {
+		t.Errorf("the image holds %q", got)
+	}
+	if p.Image.Settings.Agent != "1000:1000" || p.Image.Settings.Workdir != "/app" || p.Image.Settings.Env["GREETING"] != "hello" {
+		t.Errorf("its settings are %+v", p.Image.Settings)
+	}
+	again, err := build(want, map[string]string{"TOKEN": "another"})
+	if err != nil || again.Image.Digest != p.Image.Digest || slices.Contains(log, "said-aloud") {
+		t.Errorf("not cached: %v, %s, %q", err, again.Image.Digest, log)
+	}
+
+	_, err = build(sandbox.Image{Source: s.busybox, Commands: []string{"ENV A=1", "RUN echo before; echo $KEY; exit 7"}}, map[string]string{"KEY": "hunter2-hunter2"})
+	var problem *sandbox.Problem
+	if !errors.As(err, &problem) || problem.Code != "build_failed" || problem.Field != "image.dockerfile_commands" ||
+		!strings.Contains(problem.Detail, "7") || !strings.Contains(problem.Detail, "before") || strings.Contains(err.Error(), "hunter2") {
+		t.Errorf("a command that fails: %v", err)
+	}
+}
+
+func TestSnapshots(t *testing.T) {
+	s := newShop(t)
+	for name, sp := range map[string]sandbox.Spec{
+		"host":    spec(),
+		"glibc":   s.prepare(t, sandbox.Image{Source: s.glibc}),
+		"busybox": s.prepare(t, sandbox.Image{Source: s.busybox}),
+	} {
+		t.Run(name, func(t *testing.T) {
+			ref, c := s.start(t, sp)
+			say(t, c, "root", "mkdir -p /opt/tool /srv && echo v1 > /opt/tool/file && ln -s file /opt/tool/link && chmod 4711 /opt/tool/file && rm -f /etc/nsswitch.conf && "+
+				"echo secret > /workspace/mine && ln -s /proc/1/environ /srv/out && ln -s / /srv/root")
+			p, err := s.Snapshot(t.Context(), ref, sp)
+			if err != nil {
+				t.Fatal(err)
+			}
+			say(t, c, "root", "echo after > /opt/tool/file") // it goes on
+			next := sp
+			next.Image, next.Volume = p.Image, spec().Volume
+			ref2, c2 := s.start(t, next)
+			if got := say(t, c2, "root", "cat /opt/tool/link; stat -c %a /opt/tool/file; ls /etc/nsswitch.conf /workspace/mine 2>/dev/null; readlink /srv/out"); got != "v1\n4711\n/proc/1/environ" {
+				t.Errorf("the new sandbox has %q", got)
+			}
+			// A snapshot of a sandbox of a snapshot, with the sandbox of the first one gone and its image collected.
+			say(t, c2, "root", "echo two > /opt/tool/two")
+			second, err := s.Snapshot(t.Context(), ref2, next)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if second.Image.Digest == p.Image.Digest {
+				t.Error("both snapshots are one image")
+			}
+			same, err := s.Snapshot(t.Context(), ref2, next)
+			if err != nil || same.Size != second.Size {
+				t.Errorf("a second snapshot of the same state: %v, %d bytes, want %d", err, same.Size, second.Size)
+			}
+		})
+	}
+}
+
+// badImages are refused, and nothing of them stays on the disk.
+func TestBadImages(t *testing.T) {
+	s := newShop(t)
+	files := func() (n int) {
+		err := filepath.WalkDir(filepath.Join(s.dir, "local"), func(string, os.DirEntry, error) error { n++; return nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	before := files()
+	noUser := s.reg.Push(t, "nouser:1", imagetest.Image(t, func(c *v1.Config) { c.User = "nobody-here" }, imagetest.Layer(t, imagetest.File{Name: "x", Mode: 0o644})))
+	for name, tc := range map[string]struct {
+		img  sandbox.Image
+		code string
+	}{
+		"no such image":     {sandbox.Image{Source: s.reg.Host + "/no/such:1"}, "image_not_found"},
+		"no such registry":  {sandbox.Image{Source: "127.0.0.1:1/no:1"}, "registry_unreachable"},
+		"no name":           {sandbox.Image{Source: "Not A Name"}, "invalid_request"},
+		"unknown user":      {sandbox.Image{Source: noUser}, "unknown_user"},
+		"commands on host":  {sandbox.Image{Source: sandbox.HostImage, Commands: []string{"RUN true"}}, "invalid_request"},
+		"COPY from nowhere": {sandbox.Image{Source: s.busybox, Commands: []string{"COPY x /y"}}, ""},
+	} {
+		_, err := s.PrepareImage(t.Context(), engine.ImageRequest{Image: tc.img, Network: spec().Network}, nil)
+		var p *sandbox.Problem
+		if !errors.As(err, &p) || tc.code != "" && p.Code != tc.code {
+			t.Errorf("%s: %v, want code %s", name, err, tc.code)
+		}
+	}
+	if _, err := s.CollectImages(t.Context(), func(string) bool { return false }); err != nil {
+		t.Error(err)
+	}
+	t.Logf("%d files before, %d after", before, files())
+
+	sp := s.prepare(t, sandbox.Image{Source: s.busybox})
+	sp.Workdir = "/bin/busybox"
+	ref := engine.Ref{ID: sandbox.ID(sandbox.NewID(sandbox.PrefixSandbox)), Run: "1"}
+	_, err := s.Create(t.Context(), ref, sp)
+	if p := (*sandbox.Problem)(nil); !errors.As(err, &p) || p.Field != "workdir" {
+		t.Errorf("a workdir that is a file: %v", err)
+	}
+	for l := range s.List(t.Context()) {
+		t.Errorf("left behind: %+v", l)
+	}
+}
