@@ -54,9 +54,8 @@ func newHost(t *testing.T) (*world, *hostRunner) {
 	t.Cleanup(srv.Close)
 	h := &hostRunner{fakeRunner: w.runner, program: program, env: claude.Env(os.Getuid() == 0)}
 	for k, v := range gw.Env(w.sb.ID) {
-		h.env[k] = v
+		h.env[k] = strings.ReplaceAll(v, "http://"+guest.Gateway, srv.URL) // of the API and of the proxy
 	}
-	h.env["ANTHROPIC_BASE_URL"] = srv.URL
 	h.env["XDG_CACHE_HOME"], h.env["TMPDIR"] = t.TempDir(), t.TempDir()
 	t.Cleanup(h.procs.Wait)
 
