@@ -25,19 +25,18 @@ type config struct {
 	Database  string
 	Toolkit   string
 	DemoModel bool
+	Debug     bool
 
-	// What operators open that is closed to sandboxes otherwise.
-	EgressPrivate     []netip.Prefix // for the proxy of sandboxes
-	PrivateRegistries []string       // HOST or HOST:PORT, for pulls of images
-	Debug             bool
+	// What the operator opens to sandboxes though it isn't on the public internet.
+	EgressPrivate     []netip.Prefix // to the programs in them
+	PrivateRegistries []string       // to the pulls of their images, as host or host:port
+	egressPrivate     []string       // EgressPrivate as it was given
 
 	// Secrets come from the environment only: arguments are there for everybody to see.
 	AdminKey     string
 	AnthropicKey string
 	Upstream     *url.URL
 	Proxy        func(*url.URL) (*url.URL, error) // the way to Upstream: HTTPS_PROXY and its like
-
-	egressPrivate string
 
 	// Env is the environment as it was, for the programs of this host that the server starts (npm).
 	Env []string
@@ -56,9 +55,11 @@ func (c *config) serveFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&c.Listen, "listen", "127.0.0.1:8080", "address to serve on (SANDLOT_LISTEN)")
 	f.BoolVar(&c.DemoModel, "demo-model", false, "answer from a script instead of a model (SANDLOT_DEMO_MODEL=1)")
-	f.StringVar(&c.egressPrivate, "egress-private", "", "private networks that sandboxes in network mode egress may reach, if their allow-list says so: CIDR,… (SANDLOT_EGRESS_PRIVATE)")
-	f.StringSliceVar(&c.PrivateRegistries, "private-registries", nil, "registries that may be at private addresses: HOST[:PORT],… (SANDLOT_PRIVATE_REGISTRIES)")
 	f.BoolVar(&c.Debug, "debug", false, "log more (SANDLOT_DEBUG=1)")
+	f.StringSliceVar(&c.egressPrivate, "egress-private", nil,
+		"private addresses that sandboxes may be allowed to reach, as CIDR,… (SANDLOT_EGRESS_PRIVATE); this machine's own only one by one")
+	f.StringSliceVar(&c.PrivateRegistries, "private-registries", nil,
+		"image registries on private addresses, as HOST[:PORT],… (SANDLOT_PRIVATE_REGISTRIES)")
 }
 
 // fill takes what flags didn't say from the environment and the defaults, and checks everything.
@@ -83,33 +84,28 @@ func (c *config) fill(cmd *cobra.Command, environ []string) error {
 			*dst = b
 		}
 	}
+	list := func(flag, name string, dst *[]string) {
+		if v := env[name]; v != "" && !cmd.Flags().Changed(flag) {
+			*dst = strings.Split(v, ",")
+		}
+	}
 	text("data", "SANDLOT_DATA", &c.Data)
 	text("database", "SANDLOT_DATABASE", &c.Database)
 	text("toolkit", "SANDLOT_TOOLKIT", &c.Toolkit)
 	text("listen", "SANDLOT_LISTEN", &c.Listen)
-	text("egress-private", "SANDLOT_EGRESS_PRIVATE", &c.egressPrivate)
-	if v := env["SANDLOT_PRIVATE_REGISTRIES"]; v != "" && !cmd.Flags().Changed("private-registries") {
-		c.PrivateRegistries = strings.Split(v, ",")
-	}
-	for _, s := range strings.FieldsFunc(c.egressPrivate, func(r rune) bool { return r == ',' || r == ' ' }) {
-		p, err := netip.ParsePrefix(s)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("--egress-private: %q is not a network like 10.1.0.0/16", s))
-			continue
-		}
-		c.EgressPrivate = append(c.EgressPrivate, p.Masked())
-	}
-	if err := netguard.CheckHosts(c.PrivateRegistries); err != nil {
-		errs = append(errs, fmt.Errorf("--private-registries: %w", err))
-	}
 	boolean("demo-model", "SANDLOT_DEMO_MODEL", &c.DemoModel)
 	boolean("debug", "SANDLOT_DEBUG", &c.Debug)
+	list("egress-private", "SANDLOT_EGRESS_PRIVATE", &c.egressPrivate)
+	list("private-registries", "SANDLOT_PRIVATE_REGISTRIES", &c.PrivateRegistries)
 	c.AdminKey, c.AnthropicKey, c.Env = env["SANDLOT_ADMIN_KEY"], env["ANTHROPIC_API_KEY"], environ
 
 	if c.AdminKey != "" && len(c.AdminKey) < minAdminKey {
 		errs = append(errs, fmt.Errorf("SANDLOT_ADMIN_KEY: use at least %d characters", minAdminKey))
 	}
 	if err := c.fillData(env); err != nil {
+		errs = append(errs, err)
+	}
+	if err := c.fillPrivate(); err != nil {
 		errs = append(errs, err)
 	}
 	if c.Database == "" {
@@ -136,6 +132,28 @@ const minAdminKey = 16
 // dialer connects on behalf of sandboxes: to public addresses only, and what the operator opened.
 func (c *config) dialer() *netguard.Dialer {
 	return &netguard.Dialer{Allow: c.EgressPrivate, Proxy: c.Proxy}
+}
+
+// fillPrivate reads what is opened of the private network.
+func (c *config) fillPrivate() error {
+	for _, s := range c.egressPrivate {
+		s = strings.TrimSpace(s)
+		p, err := netip.ParsePrefix(s)
+		if a, aerr := netip.ParseAddr(s); aerr == nil && a.Zone() == "" {
+			p, err = netip.PrefixFrom(a, a.BitLen()), nil
+		}
+		if err != nil || p != p.Masked() {
+			return fmt.Errorf("--egress-private: %q: use a range of addresses like 10.20.0.0/16, or an address", s)
+		}
+		c.EgressPrivate = append(c.EgressPrivate, p)
+	}
+	for i, h := range c.PrivateRegistries {
+		c.PrivateRegistries[i] = strings.TrimSpace(h)
+	}
+	if err := netguard.CheckHosts(c.PrivateRegistries); err != nil {
+		return fmt.Errorf("--private-registries: %w; use HOST or HOST:PORT", err)
+	}
+	return nil
 }
 
 func (c *config) fillData(env map[string]string) error {

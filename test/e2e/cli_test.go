@@ -49,6 +49,8 @@ func TestVersionAndBadFlags(t *testing.T) {
 		want string
 	}{
 		{"HOME=/nonexistent", []string{"serve", "--listen=nonsense", "--data=" + dataDir(t)}, "--listen"},
+		{"SANDLOT_EGRESS_PRIVATE=10.0.0.0/8,10.1", []string{"serve", "--data=" + dataDir(t)}, `--egress-private: "10.1"`},
+		{"HOME=/nonexistent", []string{"serve", "--private-registries=http://registry", "--data=" + dataDir(t)}, "--private-registries"},
 		{"SANDLOT_DEMO_MODEL=perhaps", []string{"serve", "--data=" + dataDir(t)}, "SANDLOT_DEMO_MODEL"},
 		{"SANDLOT_ADMIN_KEY=short", []string{"serve", "--data=" + dataDir(t)}, "SANDLOT_ADMIN_KEY"},
 		{"ANTHROPIC_BASE_URL=ftp://x", []string{"serve", "--data=" + dataDir(t)}, "ANTHROPIC_BASE_URL"},
