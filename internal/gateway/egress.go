@@ -149,6 +149,7 @@ type refusal struct {
 	status int
 	reason string
 	text   string
+	err    error // for the log
 }
 
 // serve answers one request to the proxy.
@@ -159,12 +160,13 @@ func (e *egress) serve(w http.ResponseWriter, r *http.Request, id sandbox.ID, to
 	defer v.end()
 	if err := v.target(r); err != nil {
 		w.Header().Set("Connection", "close")
-		v.refuse(w, refusal{http.StatusBadRequest, ReasonBadRequest, "This is no request that a proxy can answer: " + err.Error() + "."})
+		v.refuse(w, refusal{status: http.StatusBadRequest, reason: ReasonBadRequest,
+			text: "This is no request that a proxy can answer: " + err.Error() + "."})
 		return
 	}
 	if !v.box.enter(v) {
-		v.refuse(w, refusal{http.StatusServiceUnavailable, ReasonTooMany,
-			fmt.Sprintf("This sandbox has %d connections open, which is the most. Close some.", maxVisits)})
+		v.refuse(w, refusal{status: http.StatusServiceUnavailable, reason: ReasonTooMany,
+			text: fmt.Sprintf("This sandbox has %d connections open, which is the most. Close some.", maxVisits)})
 		return
 	}
 	if no := e.decide(ctx, id, v.name, v.addr, v.port); no != nil {
@@ -186,7 +188,7 @@ func (e *egress) decide(ctx context.Context, id sandbox.ID, name string, addr ne
 	if e.policy != nil {
 		var err error
 		if p, err = e.policy(ctx, id); err != nil {
-			return e.noPolicy(ctx, id, err)
+			return noPolicy(err)
 		}
 	}
 	switch p.Mode {
@@ -195,21 +197,21 @@ func (e *egress) decide(ctx context.Context, id sandbox.ID, name string, addr ne
 	case sandbox.NetworkEgress:
 		rules, err := netguard.ParseRules(p.Allow)
 		if err != nil {
-			return e.noPolicy(ctx, id, err)
+			return noPolicy(err)
 		}
 		if rules.Match(name, addr, port) {
 			return nil
 		}
-		return &refusal{http.StatusForbidden, ReasonNotAllowed, fmt.Sprintf("This sandbox may not reach %s: it is not on its list of "+
+		return &refusal{status: http.StatusForbidden, reason: ReasonNotAllowed, text: fmt.Sprintf("This sandbox may not reach %s: it is not on its list of "+
 			"allowed hosts (network.allow).", hostPort(name, addr, port))}
 	}
-	return &refusal{http.StatusForbidden, ReasonNoNetwork, `This sandbox has no network: its network mode is "none". ` +
+	return &refusal{status: http.StatusForbidden, reason: ReasonNoNetwork, text: `This sandbox has no network: its network mode is "none". ` +
 		`Whoever owns it can change that: network.mode "egress", with the hosts that it may reach in network.allow.`}
 }
 
-func (e *egress) noPolicy(ctx context.Context, id sandbox.ID, err error) *refusal {
-	e.log.ErrorContext(ctx, "the network policy of a sandbox can't be read; its connection is refused", "sandbox", id, "err", err)
-	return &refusal{http.StatusForbidden, ReasonPolicy, "The network policy of this sandbox can't be read at the moment, so nothing is let through."}
+func noPolicy(err error) *refusal {
+	return &refusal{status: http.StatusForbidden, reason: ReasonPolicy, err: fmt.Errorf("reading the network policy: %w", err),
+		text: "The network policy of this sandbox can't be read at the moment, so nothing is let through."}
 }
 
 func hostPort(name string, addr netip.Addr, port uint16) string {

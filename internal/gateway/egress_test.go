@@ -308,6 +308,7 @@ func TestPolicies(t *testing.T) {
 		target string
 		reason string // "" = allowed
 	}{
+		{"egress", "*", errors.New("the database is locked"), "good.example:80", gateway.ReasonPolicy},
 		{"", "*", nil, "good.example:80", gateway.ReasonNoNetwork},
 		{"none", "*", nil, "good.example:80", gateway.ReasonNoNetwork},
 		{"something new", "*", nil, "good.example:80", gateway.ReasonNoNetwork},
@@ -322,7 +323,6 @@ func TestPolicies(t *testing.T) {
 		{"egress", "*", nil, "private.example:80", gateway.ReasonAddress},
 		{"egress", "10.0.0.0/8 *", nil, "10.1.2.3:80", gateway.ReasonAddress},
 		{"egress", "good.example http://nonsense", nil, "good.example:80", gateway.ReasonPolicy},
-		{"egress", "*", errors.New("the database is locked"), "good.example:80", gateway.ReasonPolicy},
 		{"open", "", nil, "good.example:8080", ""},
 		{"open", "", nil, "private.example:80", gateway.ReasonAddress},
 	} {
@@ -345,7 +345,7 @@ func TestPolicies(t *testing.T) {
 	if c := w.gw.Egress(box); c.Allowed != 10 || c.Refused != 24 {
 		t.Errorf("%+v", c)
 	}
-	if log := w.log.String(); strings.Count(log, "connection of a sandbox") != 20 || !strings.Contains(log, "there are many") || !strings.Contains(log, "database is locked") {
+	if log := w.log.String(); strings.Count(log, "connection of a sandbox") != 20 || !strings.Contains(log, "there are many") || !strings.Contains(log, "level=ERROR") || !strings.Contains(log, "database is locked") {
 		t.Errorf("refusals in the log:\n%s", log)
 	}
 }

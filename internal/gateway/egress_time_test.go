@@ -128,6 +128,18 @@ func TestTunnelNoticesWhoHasGone(t *testing.T) {
 		if _, err := conn.Read(make([]byte, 1<<10)); err != nil { // that it is connected
 			t.Fatal(err)
 		}
+		time.Sleep(20 * time.Minute) // not reading alone is no sign
+		start := time.Now()
+		_ = conn.CloseWrite()
+		if c := <-w.records; !c.Allowed || time.Since(start) != time.Minute {
+			t.Errorf("%+v after %v", c, time.Since(start))
+		}
+	})
+	inMemory(t, pour, func(t *testing.T, w *world, conn *duplex) {
+		_, _ = io.WriteString(conn, "CONNECT good.example:443 HTTP/1.1\r\nHost: x\r\n\r\n")
+		if _, err := conn.Read(make([]byte, 1<<10)); err != nil { // that it is connected
+			t.Fatal(err)
+		}
 		_ = conn.CloseWrite()
 		for range 20 {
 			time.Sleep(50 * time.Second)

@@ -82,6 +82,7 @@ type visit struct {
 	idle    *time.Timer
 	cancel  context.CancelFunc
 	cut     atomic.Bool
+	err     error // that isn't the sandbox's fault; for the log
 }
 
 func (e *egress) begin(id sandbox.ID, method string, cancel context.CancelFunc) *visit {
@@ -113,7 +114,7 @@ func (v *visit) refuse(w http.ResponseWriter, no refusal) {
 	if no.status == http.StatusForbidden {
 		v.conn.Allowed = false
 	}
-	v.conn.Reason = no.reason
+	v.conn.Reason, v.err = no.reason, no.err
 	h := w.Header()
 	h.Set("Content-Type", "text/plain; charset=utf-8")
 	h.Set("X-Content-Type-Options", "nosniff")
@@ -135,15 +136,15 @@ func (v *visit) fail(w http.ResponseWriter, r *http.Request, err error) {
 	v.e.log.DebugContext(r.Context(), "a connection of a sandbox failed", "sandbox", v.conn.Sandbox, "host", v.conn.Host, "err", err)
 	switch {
 	case errors.As(err, &problem) && problem.Code == netguard.CodeRefused:
-		v.refuse(w, refusal{http.StatusForbidden, ReasonAddress, problem.Detail})
+		v.refuse(w, refusal{status: http.StatusForbidden, reason: ReasonAddress, text: problem.Detail})
 	case errors.As(err, &dns) && dns.IsNotFound:
-		v.refuse(w, refusal{http.StatusBadGateway, ReasonUnresolved, "There is no host named " + v.conn.Host + "."})
+		v.refuse(w, refusal{status: http.StatusBadGateway, reason: ReasonUnresolved, text: "There is no host named " + v.conn.Host + "."})
 	case errors.As(err, &dns):
-		v.refuse(w, refusal{http.StatusBadGateway, ReasonUnresolved, "The name " + v.conn.Host + " could not be resolved."})
+		v.refuse(w, refusal{status: http.StatusBadGateway, reason: ReasonUnresolved, text: "The name " + v.conn.Host + " could not be resolved."})
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
-		v.refuse(w, refusal{http.StatusGatewayTimeout, ReasonUnreachable, where + " did not answer in time."})
+		v.refuse(w, refusal{status: http.StatusGatewayTimeout, reason: ReasonUnreachable, text: where + " did not answer in time."})
 	default:
-		v.refuse(w, refusal{http.StatusBadGateway, ReasonUnreachable, "The connection to " + where + " failed."})
+		v.refuse(w, refusal{status: http.StatusBadGateway, reason: ReasonUnreachable, text: "The connection to " + where + " failed."})
 	}
 }
 
@@ -163,13 +164,17 @@ func (v *visit) end() {
 		v.box.refused.Add(1)
 		if yes, last := v.box.mayLog(time.Now()); yes {
 			level = slog.LevelInfo
+			if v.err != nil {
+				level = slog.LevelError
+			}
 			if last {
 				more = "; there are many, and those of the next minute are logged at level debug"
 			}
 		}
 	}
 	v.e.log.Log(context.Background(), level, "connection of a sandbox"+more, "sandbox", c.Sandbox, "method", c.Method, "host", c.Host,
-		"port", c.Port, "allowed", c.Allowed, "reason", c.Reason, "in", c.BytesIn, "out", c.BytesOut, "took", c.Duration.Round(time.Millisecond))
+		"port", c.Port, "allowed", c.Allowed, "reason", c.Reason, "in", c.BytesIn, "out", c.BytesOut, "took", c.Duration.Round(time.Millisecond),
+		"err", v.err)
 	if v.e.record != nil {
 		v.e.record(c)
 	}

@@ -43,7 +43,8 @@ type Dialer struct {
 	// Dial makes the connection to an address that has passed, or to the proxy; nil = a net.Dialer's.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
-	anything bool // don't check: for hosts that the operator named
+	anything bool                         // don't check: for hosts that the operator named
+	own      func() ([]netip.Addr, error) // this host's addresses; nil = ownAddrs
 }
 
 // DialContext connects to address, a host and a port. An address that isn't public is a *sandbox.Problem.
@@ -96,7 +97,11 @@ func (d *Dialer) Lookup(ctx context.Context, host string) ([]netip.Addr, error) 
 			return nil, fmt.Errorf("resolving %s: %w", name, err)
 		}
 	}
-	own, err := ownAddrs()
+	find := ownAddrs
+	if d.own != nil {
+		find = d.own
+	}
+	own, err := find()
 	if err != nil {
 		return nil, err
 	}

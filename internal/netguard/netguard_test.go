@@ -362,6 +362,25 @@ func TestDialerRefusesOwnAddresses(t *testing.T) {
 	if tried == 0 {
 		t.Log("this machine has no address but loopback")
 	}
+	public := netip.MustParseAddr("93.184.215.14")
+	for _, c := range []struct {
+		own   []netip.Addr
+		err   error
+		allow []netip.Prefix
+		open  bool
+	}{
+		{nil, nil, nil, true},
+		{[]netip.Addr{public}, nil, nil, false},
+		{[]netip.Addr{public}, nil, []netip.Prefix{netip.MustParsePrefix("93.0.0.0/8")}, false},
+		{[]netip.Addr{public}, nil, []netip.Prefix{netip.MustParsePrefix("93.184.215.14/32")}, true},
+		{nil, errors.New("no netlink"), nil, false},
+	} {
+		d := netguard.Dialer{Allow: c.allow}
+		d.SetOwn(func() ([]netip.Addr, error) { return c.own, c.err })
+		if _, err := d.Lookup(t.Context(), public.String()); (err == nil) != c.open {
+			t.Errorf("%+v: %v", c, err)
+		}
+	}
 }
 
 // An address that doesn't answer holds up the next one for a moment only, and what comes too late is closed.
