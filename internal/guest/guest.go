@@ -22,11 +22,11 @@ const (
 type Command struct {
 	ID      string            `json:"id"` // ours; starting the same ID twice gives the first one's run
 	Argv    []string          `json:"argv"`
-	Env     map[string]string `json:"env,omitempty"`        // added to the sandbox's
-	Dir     string            `json:"dir,omitempty"`        // default: the sandbox's workdir
-	MakeDir bool              `json:\"make_dir,omitempty\"` // make Dir, root's, if it isn't there
-	User    string            `json:"user,omitempty"`       // UserAgent (default), UserRoot, or a name or number of the sandbox, perhaps with :group
-	Groups  []uint32          `json:"groups,omitempty"`     // beside the user's own; default: those that /etc/group says
+	Env     map[string]string `json:"env,omitempty"`      // added to the sandbox's
+	Dir     string            `json:"dir,omitempty"`      // default: the sandbox's workdir
+	MakeDir bool              `json:"make_dir,omitempty"` // make Dir, root's, if it isn't there
+	User    string            `json:"user,omitempty"`     // UserAgent (default), UserRoot, or a name or number of the sandbox, perhaps with :group
+	Groups  []uint32          `json:"groups,omitempty"`   // beside the user's own; default: those that /etc/group says
 	Stdio   Stdio             `json:"stdio,omitempty"`
 	Size    Size              `json:"size,omitzero"`
 	Stdin   []byte            `json:"stdin,omitempty"`      // written first
