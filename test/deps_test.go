@@ -52,6 +52,8 @@ var allowed = map[string][]string{
 	"internal/engine/local":      {"internal/engine", "internal/guest", "internal/sandbox"},
 	"internal/gateway":           {"internal/guest", "internal/netguard", "internal/sandbox"},
 	"internal/netguard":          {"internal/sandbox"},
+	"internal/gateway":           {"internal/guest", "internal/sandbox"},
+	"internal/image/build":       {"internal/image", "internal/sandbox"},
 	"internal/lifecycle":         {"internal/engine", "internal/guest", "internal/sandbox"},
 	"internal/store":             {"internal/sandbox"},
 	"internal/server":            {"api", "internal/claude", "internal/engine", "internal/guest", "internal/lifecycle", "internal/sandbox", "internal/store"},

@@ -134,6 +134,7 @@ type ImageRequest struct {
 	Registry map[string]string // the registry secret's values; nil = anonymous
 	Secrets  map[string]string // environment of RUN commands, beside the image's
 	Network  sandbox.Network   // of RUN commands
+	Account  string            // who may share the cached steps of a build
 	// Gateway answers the requests that come out of the sandbox of a RUN command; nil = none does.
 	Gateway http.Handler
 	Env     map[string]string // of RUN commands: the way to Gateway

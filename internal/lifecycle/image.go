@@ -171,7 +171,7 @@ func (m *Manager) makeImage(ctx context.Context, account string, e engine.Engine
 	if err != nil {
 		return sandbox.StoredImage{}, engine.Prepared{}, err
 	}
-	req := engine.ImageRequest{Image: img, Network: network}
+	req := engine.ImageRequest{Account: account, Image: img, Network: network}
 	if req.Registry, err = m.registrySecret(ctx, account, img); err != nil {
 		return sandbox.StoredImage{}, engine.Prepared{}, err
 	}

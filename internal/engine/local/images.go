@@ -120,7 +120,7 @@ func progress(p image.Progress) engine.ImageProgress {
 func (e *Engine) build(ctx context.Context, req engine.ImageRequest, auth image.Auth, base string, report func(engine.ImageProgress)) (string, []string, error) {
 	return e.builder.Build(ctx, build.Request{
 		Images: buildImages{e, auth}, Runner: runner{e, req}, Base: base, Commands: req.Image.Commands, Secrets: req.Secrets,
-		Scope: fmt.Sprint(req.Network), Report: func(ev build.Event) {
+		Scope: fmt.Sprintf("%s %v", req.Account, req.Network), Report: func(ev build.Event) {
 			p := engine.ImageProgress{Phase: "build", Done: int64(ev.Step), Total: int64(ev.Steps), Text: ev.Data}
 			switch ev.Kind {
 			case build.KindStep:

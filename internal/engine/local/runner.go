@@ -64,39 +64,20 @@ func (b buildImages) Files(ctx context.Context, id string) (build.Files, error) 
 	return imageFiles{root}, nil
 }
 
-// imageFiles shows an image's files by io/fs's names, with their owners and attributes where builds look for them.
+// imageFiles shows an image's files as builds want to see them.
 type imageFiles struct{ *rootfs.FS }
 
-// Lstat implements build.Files.
-func (f imageFiles) Lstat(name string) (fs.FileInfo, error) {
-	fi, err := f.FS.Lstat(name)
-	if err != nil {
-		return nil, err
-	}
-	return ownedInfo{fi}, nil
-}
-
 // ReadLink implements build.Files.
-func (f imageFiles) ReadLink(name string) (string, error) { return f.FS.Readlink(name) }
+func (f imageFiles) ReadLink(name string) (string, error) { return f.Readlink(name) }
 
-// ownedInfo tells owner and attributes by methods.
-type ownedInfo struct{ fs.FileInfo }
-
-func (i ownedInfo) attr() *rootfs.Attr {
-	if a, ok := i.Sys().(*rootfs.Attr); ok {
-		return a
+// Attr implements build.Files.
+func (f imageFiles) Attr(info fs.FileInfo) build.Attr {
+	a, ok := info.Sys().(*rootfs.Attr)
+	if !ok {
+		return build.Attr{}
 	}
-	return &rootfs.Attr{}
+	return build.Attr{UID: a.UID, GID: a.GID, Xattrs: a.Xattrs}
 }
-
-// UID is the owner.
-func (i ownedInfo) UID() uint32 { return uint32(i.attr().UID) }
-
-// GID is the owner's group.
-func (i ownedInfo) GID() uint32 { return uint32(i.attr().GID) }
-
-// GetAllXattr returns the extended attributes.
-func (i ownedInfo) GetAllXattr() map[string]string { return i.attr().Xattrs }
 
 // Cached implements build.Images.
 func (b buildImages) Cached(key string) (string, bool) {

@@ -17,6 +17,7 @@ import (
 	"io/fs"
 	"maps"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/sandlot-dev/sandlot/internal/image"
@@ -41,10 +42,17 @@ type Images interface {
 
 // Files are the files of one image, unchanging, by io/fs's names. Lstat and ReadLink don't follow a link in the last place; this package
 // resolves every link itself and never passes a name that has one before its last part.
-// A FileInfo may have the methods UID() uint32, GID() uint32 and GetAllXattr() map[string]string; without them files are root's.
 type Files interface {
 	fs.ReadLinkFS
 	io.Closer
+	// Attr tells of a FileInfo that Lstat gave what io/fs doesn't know.
+	Attr(info fs.FileInfo) Attr
+}
+
+// Attr is what a file has besides an fs.FileInfo.
+type Attr struct {
+	UID, GID uint32
+	Xattrs   map[string]string
 }
 
 // Runner executes the command of one RUN in a sandbox that is thrown away.
@@ -160,7 +168,10 @@ func New(cfg Config) *Builder {
 func (b *Builder) Build(ctx context.Context, req Request) (id string, notices []string, err error) {
 	mask := newMask(req.Secrets)
 	defer func() { err = mask.hide(err) }()
-	script, err := parse(req.Commands)
+	if err := Check(req.Commands); err != nil { // all of it, before the first command runs
+		return "", nil, err
+	}
+	script, err := parse(req.Commands) // again: to expand is to change
 	if err != nil {
 		return "", nil, err
 	}
@@ -180,7 +191,7 @@ func (b *Builder) Build(ctx context.Context, req Request) (id string, notices []
 			return "", nil, err
 		}
 	}
-	s.at = nil
+	s.begin(nil)
 	s.unusedArgs()
 	id, err = s.finish(ctx)
 	if err != nil {
@@ -205,6 +216,9 @@ type state struct {
 	changed  bool            // settings differ from the base's
 	history  []string        // instructions that only changed settings
 
+	pulled map[string]string // image by reference: one build sees one version of each
+
+	mu      sync.Mutex
 	at      *instruction // nil before the first and after the last
 	notices []string
 }
@@ -214,7 +228,11 @@ func newState(ctx context.Context, b *Builder, req Request, script *script, mask
 	if err != nil {
 		return nil, fmt.Errorf("reading the base image's settings: %w", err)
 	}
-	s := &state{b: b, req: req, script: script, mask: mask, id: req.Base, settings: cloneSettings(settings), args: map[string]bool{}}
+	s := &state{b: b, req: req, script: script, mask: mask, id: req.Base, settings: cloneSettings(settings), args: map[string]bool{},
+		pulled: map[string]string{}}
+	for _, ins := range script.list {
+		ins.text = mask.clean(ins.text) // it is only shown, and may be cut
+	}
 	s.vars = envMap(settings.Env)
 	if _, ok := s.vars["PATH"]; !ok {
 		s.vars["PATH"] = defaultPath
@@ -226,17 +244,23 @@ func newState(ctx context.Context, b *Builder, req Request, script *script, mask
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 func (s *state) begin(ins *instruction) {
+	s.mu.Lock()
 	s.at = ins
-	s.report(Event{Kind: KindStep})
+	s.mu.Unlock()
+	if ins != nil {
+		s.report(Event{Kind: KindStep})
+	}
 }
 
 func (s *state) report(e Event) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.req.Report == nil {
 		return
 	}
 	e.Steps = len(s.script.list)
 	if s.at != nil {
-		e.Step, e.Line, e.Text = s.at.step, s.at.line, s.mask.clean(s.at.short())
+		e.Step, e.Line, e.Text = s.at.step, s.at.line, s.at.short()
 	}
 	s.req.Report(e)
 }

@@ -37,7 +37,7 @@ func (s *state) copy(ctx context.Context, ins *instruction, src source, to targe
 	}
 	from := ""
 	if len(src.paths) > 0 {
-		id, err := s.req.Images.Pull(ctx, src.from, func(text string) { s.report(Event{Kind: KindLog, Data: s.mask.line(text)}) })
+		id, err := s.pull(ctx, src.from)
 		if err != nil {
 			return stepError(ins, err)
 		}
@@ -66,6 +66,19 @@ func (s *state) copy(ctx context.Context, ins *instruction, src source, to targe
 		c := copying{images: s.req.Images, base: base, from: from, src: src, to: to, dest: dest, dir: dir, fetches: fetches, log: log}
 		return c.run(ctx, func(r io.Reader) (string, error) { return s.append(ctx, base, r, ins.text) })
 	})
+}
+
+// pull makes the image that COPY --from names present.
+func (s *state) pull(ctx context.Context, ref string) (string, error) {
+	if id, ok := s.pulled[ref]; ok {
+		return id, nil
+	}
+	id, err := s.req.Images.Pull(ctx, ref, func(text string) { s.report(Event{Kind: KindLog, Data: s.mask.line(text)}) })
+	if err != nil {
+		return "", err
+	}
+	s.pulled[ref] = id
+	return id, nil
 }
 
 // copying is a COPY or ADD at work.
@@ -120,7 +133,7 @@ func (c *copying) run(ctx context.Context, store func(io.Reader) (string, error)
 	if len(l.entries) == 0 {
 		return c.base, nil
 	}
-	return store1(ctx, l, store)
+	return storeLayer(ctx, l, store)
 }
 
 // planFiles plans what comes from another image.
@@ -182,8 +195,8 @@ func (c *copying) planRest(l *layer) error {
 	return nil
 }
 
-// store1 streams a layer to where it is kept.
-func store1(ctx context.Context, l *layer, store func(io.Reader) (string, error)) (string, error) {
+// storeLayer streams a layer to where it is kept.
+func storeLayer(ctx context.Context, l *layer, store func(io.Reader) (string, error)) (string, error) {
 	r, w := io.Pipe()
 	written := make(chan error, 1)
 	go func() {

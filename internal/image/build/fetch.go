@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"path"
+	"slices"
 	"strconv"
 	"time"
 
@@ -61,9 +62,10 @@ func (s *state) open(ctx context.Context, ins *instruction, src source) ([]*fetc
 		if err := f.ask(ctx); err != nil {
 			return out, err
 		}
-		etag, modified := f.resp.Header.Get("ETag"), f.resp.Header.Get("Last-Modified")
-		if etag != "" || modified != "" {
-			f.identity = []string{"version", u, etag, modified, strconv.FormatInt(f.resp.ContentLength, 10)}
+		if f.identity = f.version(); f.identity != nil {
+			if len(src.urls) > 1 { // servers don't wait while others are read
+				f.hangUp()
+			}
 			continue
 		}
 		if err := f.download(ctx); err != nil {
@@ -101,6 +103,7 @@ func (f *fetch) ask(ctx context.Context) error {
 		return f.failed(reqCtx, err)
 	}
 	f.resp = resp
+	f.watch.Stop() // till the body is read
 	switch {
 	case resp.StatusCode >= 500 || resp.StatusCode == http.StatusTooManyRequests:
 		return unavailable("the server answered %d", resp.StatusCode)
@@ -115,6 +118,22 @@ func (f *fetch) ask(ctx context.Context) error {
 	return nil
 }
 
+// version is what the server says of the version of the file; nil if it says nothing.
+func (f *fetch) version() []string {
+	etag, modified := f.resp.Header.Get("ETag"), f.resp.Header.Get("Last-Modified")
+	if etag == "" && modified == "" {
+		return nil
+	}
+	return []string{"version", f.url, etag, modified, strconv.FormatInt(f.resp.ContentLength, 10)}
+}
+
+// hangUp gives up a request that may be sent again.
+func (f *fetch) hangUp() {
+	f.cancel(nil)
+	f.resp.Body.Close()
+	f.resp = nil
+}
+
 // download reads the file into an unlinked one, and checks it.
 func (f *fetch) download(ctx context.Context) error {
 	if f.spool != nil {
@@ -123,6 +142,9 @@ func (f *fetch) download(ctx context.Context) error {
 	if f.resp == nil {
 		if err := f.ask(ctx); err != nil {
 			return err
+		}
+		if f.algorithm == "" && !slices.Equal(f.identity, f.version()) {
+			return unavailable("the file changed while it was being added")
 		}
 	}
 	stop := context.AfterFunc(ctx, func() { f.cancel(context.Cause(ctx)) })

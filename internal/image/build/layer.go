@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -180,7 +181,8 @@ func (l *layer) copyOne(ctx context.Context, files Files, from, to string, skip 
 	if err != nil {
 		return fmt.Errorf("looking at %s in the image: %w", from, err)
 	}
-	e := &entry{perm: tarMode(info.Mode()), owner: ownerOf(info), mtime: info.ModTime().Truncate(time.Second), xattrs: xattrsOf(info)}
+	a := files.Attr(info)
+	e := &entry{perm: tarMode(info.Mode()), owner: owner{a.UID, a.GID}, mtime: info.ModTime().Truncate(time.Second), xattrs: ownXattrs(a.Xattrs)}
 	switch info.Mode().Type() {
 	case fs.ModeDir:
 		e.kind = tar.TypeDir
@@ -255,23 +257,12 @@ func writeEntry(tw *tar.Writer, p string, e *entry) error {
 	return err
 }
 
-// ownerOf is who a file of an image belongs to.
-func ownerOf(info fs.FileInfo) owner {
-	if o, ok := info.(interface {
-		UID() uint32
-		GID() uint32
-	}); ok {
-		return owner{o.UID(), o.GID()}
-	}
-	return owner{}
-}
-
-// xattrsOf are a file's extended attributes: capabilities of programs above all.
-func xattrsOf(info fs.FileInfo) map[string]string {
-	if x, ok := info.(interface{ GetAllXattr() map[string]string }); ok {
-		return x.GetAllXattr()
-	}
-	return nil
+// ownXattrs are the extended attributes that go with a file: capabilities of programs above all. Those of overlay file systems are about
+// the image they are in.
+func ownXattrs(all map[string]string) map[string]string {
+	own := maps.Clone(all)
+	maps.DeleteFunc(own, func(name, _ string) bool { return strings.HasPrefix(name, "trusted.") })
+	return own
 }
 
 // tarMode is the mode of a file as tar and chmod write it.

@@ -84,7 +84,13 @@ func (m *mask) hide(err error) error {
 		return err
 	}
 	text := m.clean(err.Error())
-	var p *sandbox.Problem
+	var (
+		r *reason
+		p *sandbox.Problem
+	)
+	if errors.As(err, &r) {
+		return &reason{m.clean(r.text)}
+	}
 	if errors.As(err, &p) {
 		return &sandbox.Problem{Class: p.Class, Code: p.Code, Field: p.Field, Detail: m.clean(p.Detail)}
 	}
@@ -133,13 +139,6 @@ func (o *output) stream() io.Writer {
 	s := &stream{out: o}
 	o.streams = append(o.streams, s)
 	return s
-}
-
-// print emits a line of our own.
-func (o *output) print(text string) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.line(text)
 }
 
 // notice emits a sentence that the user should read.

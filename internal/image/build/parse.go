@@ -41,7 +41,7 @@ type instruction struct {
 
 // short is the instruction for people: one line, shortened.
 func (i *instruction) short() string {
-	s := strings.Join(strings.Fields(i.text), " ")
+	s := strings.Join(strings.Fields(cleanLine(strings.ReplaceAll(i.text, "\n", " "))), " ")
 	if len(s) > 200 {
 		s = strings.ToValidUTF8(s[:200], "") + "…"
 	}

@@ -7,6 +7,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"syscall"
 )
 
 // maxLinks is how many symbolic links one path may lead through, as with Linux.
@@ -25,7 +26,7 @@ type looker func(p string) (*node, error)
 func lookIn(files Files) looker {
 	return func(p string) (*node, error) {
 		info, err := files.Lstat(fsName(p))
-		if errors.Is(err, fs.ErrNotExist) {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) { // below a file there is nothing
 			return nil, nil
 		}
 		if err != nil {
@@ -110,7 +111,7 @@ func glob(files Files, pattern string) ([]string, error) {
 // matching returns what in dir matches one part of a pattern, only directories if more parts follow.
 func matching(files Files, dir, part string, dirsOnly bool) ([]string, error) {
 	entries, err := fs.ReadDir(files, fsName(dir))
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
 		return nil, nil
 	}
 	if err != nil {

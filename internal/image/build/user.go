@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"strconv"
 	"strings"
 
@@ -99,10 +98,10 @@ func readUserFile(files Files, name string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	info, err := files.Lstat(fsName(real))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+	if there, err := lookIn(files)(real); err != nil || there == nil {
+		return nil, err
 	}
+	info, err := files.Lstat(fsName(real))
 	if err != nil {
 		return nil, fmt.Errorf("reading the image's %s: %w", name, err)
 	}
