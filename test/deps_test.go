@@ -49,19 +49,21 @@ var allowed = map[string][]string{
 	"internal/engine":            {"internal/sandbox"},
 	"internal/engine/enginetest": {"internal/engine", "internal/guest", "internal/sandbox"},
 	"internal/engine/fake":       {"internal/engine", "internal/guest", "internal/sandbox"},
-	"internal/engine/local":      {"internal/engine", "internal/guest", "internal/sandbox"},
+	"internal/engine/local":      {"internal/engine", "internal/guest", "internal/image", "internal/image/build", "internal/image/rootfs", "internal/netguard", "internal/sandbox"},
 	"internal/gateway":           {"internal/guest", "internal/netguard", "internal/sandbox"},
 	"internal/netguard":          {"internal/sandbox"},
-	"internal/gateway":           {"internal/guest", "internal/sandbox"},
+	"internal/image":             {"internal/image/rootfs", "internal/sandbox"},
 	"internal/image/build":       {"internal/image", "internal/sandbox"},
+	"internal/image/rootfs":      {"internal/sandbox"},
 	"internal/lifecycle":         {"internal/engine", "internal/guest", "internal/sandbox"},
 	"internal/store":             {"internal/sandbox"},
+	"internal/vault":             {"internal/sandbox"},
 	"internal/server":            {"api", "internal/claude", "internal/engine", "internal/guest", "internal/lifecycle", "internal/sandbox", "internal/store"},
 	"cmd/sandlot-guest":          {"internal/guest"},
 }
 
 // free may import everything: they put things together, and nobody imports them.
-var free = []string{"cmd/sandlot", "bench", "test/e2e", "test/toolkit", "test/runtime", "internal/server/servertest"}
+var free = []string{"cmd/sandlot", "bench", "test/e2e", "test/toolkit", "test/runtime", "internal/server/servertest", "internal/image/imagetest"}
 
 func TestImportsGoOneWay(t *testing.T) {
 	t.Parallel()
