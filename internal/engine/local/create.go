@@ -95,7 +95,7 @@ func (e *Engine) check(spec sandbox.Spec) error {
 		return sandbox.Invalid("disk_mib", "the size of the writable layer must be above 0")
 	case spec.Timeout <= 0:
 		return sandbox.Invalid("timeout_s", "the lifetime must be above 0")
-	case !filepath.IsAbs(spec.Workdir) || filepath.Clean(spec.Workdir) != spec.Workdir || spec.Workdir == "/":
+	case !filepath.IsAbs(spec.Workdir) || filepath.Clean(spec.Workdir) != spec.Workdir || spec.Workdir == "/" && spec.Volume.ID != "":
 		return sandbox.Invalid("workdir", "%q is not a clean absolute path below /", spec.Workdir)
 	}
 	return nil

@@ -176,7 +176,7 @@ func TestDockerfileCommandsRun(t *testing.T) {
 		return s.PrepareImage(t.Context(), engine.ImageRequest{Image: img, Secrets: secrets, Network: spec().Network}, func(p engine.ImageProgress) { log = append(log, p.Text) })
 	}
 	want := sandbox.Image{Source: s.glibc, Commands: []string{
-		"ARG WHO=world", "ENV GREETING=hello", "WORKDIR /app", `RUN echo "$GREETING $WHO" > greeting && chmod 640 greeting && rm /etc/group && echo said-aloud`,
+		"ARG WHO=world", "ENV GREETING=hello", "WORKDIR /app", `RUN echo "$GREETING $WHO" > greeting && chmod 640 greeting && rm /etc/nsswitch.conf && echo said-aloud`,
 		`RUN ["/bin/bash", "-c", "test -n \"$TOKEN\" && echo ${#TOKEN} > /app/length"]`,
 		"COPY --from=" + s.busybox + " --chown=node /bin/busybox /usr/local/bin/", "USER node", `ENTRYPOINT ["/bin/bash"]`, "LABEL a=b",
 	}, BuildSecrets: []string{"s"}}
@@ -190,7 +190,7 @@ func TestDockerfileCommandsRun(t *testing.T) {
 	sp := spec()
 	sp.Image = p.Image
 	_, c := s.start(t, sp)
-	if got := say(t, c, "root", "cat /app/greeting /app/length; stat -c '%a %u' /app/greeting /usr/local/bin/busybox; ls /etc/group /proc/1/x 2>/dev/null; echo $(whoami)"); got !=
+	if got := say(t, c, "root", "cat /app/greeting /app/length; stat -c '%a %u' /app/greeting /usr/local/bin/busybox; ls /etc/nsswitch.conf /proc/1/x 2>/dev/null; echo $(whoami)"); got !=
 		"hello world\n15\n640 0\n755 1000\nroot" && !s.Capabilities().AgentIsRoot {
 		t.Errorf("the image holds %q", got)
 	}

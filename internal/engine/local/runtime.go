@@ -61,19 +61,39 @@ func emptyNetns() (*os.File, error) {
 		file *os.File
 		err  error
 	}
-	made := make(chan result)
-	go func() {
-		// Never unlocked: the thread, which now is elsewhere, ends with this goroutine.
-		goruntime.LockOSThread()
+	var r result
+	onThreadToLose(func() {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			made <- result{err: explain(fmt.Errorf("making a network namespace: %w", err))}
+			r.err = explain(fmt.Errorf("making a network namespace: %w", err))
 			return
 		}
-		f, err := os.Open("/proc/thread-self/ns/net")
-		made <- result{f, err}
-	}()
-	r := <-made
+		r.file, r.err = os.Open("/proc/thread-self/ns/net")
+	})
 	return r.file, r.err
+}
+
+// onThreadToLose runs f on a thread that ends with it, so that f may take the thread to another namespace. It is never the process's first
+// one: that can't end, and gVisor takes the first thread's namespaces for those of the whole process, to which it brings its threads back.
+func onThreadToLose(f func()) {
+	done := make(chan struct{})
+	work := func() {
+		defer close(done)
+		f()
+	}
+	go func() {
+		goruntime.LockOSThread() // never unlocked, but for the first thread: so the thread ends with the goroutine
+		if unix.Gettid() != unix.Getpid() {
+			work()
+			return
+		}
+		go func() { // while the first thread is held here, this is another
+			goruntime.LockOSThread()
+			work()
+		}()
+		<-done
+		goruntime.UnlockOSThread()
+	}()
+	<-done
 }
 
 // runtime is what gVisor keeps in variables of the process, so it is shared by all open Engines.
