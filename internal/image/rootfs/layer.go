@@ -41,7 +41,7 @@ func newMerge(f *os.File, l Limits) *merge {
 }
 
 // layer applies one layer to the tree.
-func (m *merge) layer(ctx context.Context, n int, open Layer) (err error) {
+func (m *merge) layer(ctx context.Context, n int, open Layer) error {
 	m.tree.layer = int32(n)
 	rc, err := open(ctx)
 	if err != nil {
@@ -52,7 +52,10 @@ func (m *merge) layer(ctx context.Context, n int, open Layer) (err error) {
 	if err == nil {
 		_, err = io.Copy(io.Discard, src) // padding; and a reader that checks a digest does so at the end
 	}
-	return m.explain(n, name, errors.Join(err, rc.Close()), src.err)
+	if cerr := rc.Close(); cerr != nil && err == nil {
+		return fmt.Errorf("closing layer %d: %w", n+1, cerr)
+	}
+	return m.explain(n, name, err, src.err)
 }
 
 // explain tells the faults of a layer from those of its source and of this machine.
@@ -74,12 +77,11 @@ func (m *merge) explain(n int, name string, err, source error) error {
 		return fmt.Errorf("%s: %w", at, m.data.err)
 	case source != nil && !errors.Is(source, io.ErrUnexpectedEOF):
 		return fmt.Errorf("reading %s: %w", at, source)
-	case errors.Is(err, tar.ErrHeader), errors.Is(err, tar.ErrFieldTooLong), errors.Is(err, io.ErrUnexpectedEOF):
-		p := bad("%s: it is not a tar archive, or is cut short; pull the image again, or have it rebuilt", at)
-		p.Err = err
-		return p
 	}
-	return fmt.Errorf("reading %s: %w", at, err)
+	// What remains is archive/tar's own; not all of its errors have names.
+	p = bad("%s: it is not a tar archive, or is cut short; pull the image again, or have it rebuilt", at)
+	p.Err = err
+	return p
 }
 
 // source is a layer's stream, which ends when the context does, or when it is longer than its limits can need.

@@ -172,7 +172,17 @@ func (r *reader) lookup(dir *info, name string) (*info, error) {
 	if !found {
 		return nil, fs.ErrNotExist
 	}
-	return r.inode(name, nid)
+	return r.child(dir, name, nid)
+}
+
+// child reads the inode of a name in a directory. A directory always has a higher number than the one it is in, so even in
+// a damaged file none is in itself.
+func (r *reader) child(dir *info, name string, nid uint64) (*info, error) {
+	i, err := r.inode(name, nid)
+	if err == nil && i.IsDir() && nid <= dir.attr.Ino {
+		return nil, fmt.Errorf("directory %d: %w", nid, errDamaged)
+	}
+	return i, err
 }
 
 // list reads a directory, sorted by name.
@@ -183,7 +193,7 @@ func (r *reader) list(dir *info) ([]fs.DirEntry, error) {
 		err := r.block(dir, n, func(name []byte, nid uint64) bool {
 			if s := string(name); s != "." && s != ".." {
 				var i *info
-				if i, inner = r.inode(s, nid); inner == nil {
+				if i, inner = r.child(dir, s, nid); inner == nil {
 					ents = append(ents, entry{i})
 				}
 			}
