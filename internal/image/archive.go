@@ -14,7 +14,7 @@ import (
 )
 
 // maxMembers bounds the files of an archive. The largest real ones have three for each layer.
-const maxMembers = 20000
+const maxMembers = 4096
 
 // member is a file of an archive, on our disk under a name of ours.
 type member struct {
@@ -32,6 +32,7 @@ func (im *importer) spool(r io.Reader) (map[string]*member, error) {
 	if im.dir, err = os.MkdirTemp(im.s.path("tmp", ""), "import-*"); err != nil {
 		return nil, fmt.Errorf("image: %w", err)
 	}
+	im.buf = make([]byte, 128<<10)
 	in := &counted{ctx: im.ctx, r: r}
 	z, err := decompress(in)
 	if err != nil {
@@ -116,7 +117,7 @@ func (im *importer) member(tr io.Reader, name string, in *counted, limit int64) 
 	defer f.Close()
 	sum := sha256.New()
 	out := &noted{w: f}
-	n, err := io.CopyBuffer(io.MultiWriter(out, sum), io.LimitReader(tr, limit+1), make([]byte, 128<<10))
+	n, err := io.CopyBuffer(io.MultiWriter(out, sum), io.LimitReader(tr, limit+1), im.buf)
 	switch {
 	case out.err != nil:
 		return nil, out.err
@@ -124,9 +125,6 @@ func (im *importer) member(tr io.Reader, name string, in *counted, limit int64) 
 		return nil, im.unreadable(in, err)
 	case n > limit:
 		return nil, tooBig(im.s.cfg.MaxBytes)
-	}
-	if err := seal(f); err != nil {
-		return nil, err
 	}
 	return &member{name: name, path: f.Name(), digest: digestOf(sum), size: n}, nil
 }

@@ -45,6 +45,7 @@ type importer struct {
 	report func(Progress)
 	dir    string // holds the archive's files, under names of ours
 	files  map[string]*member
+	buf    []byte
 	added  []string
 	unpin  []func()
 }
@@ -305,7 +306,7 @@ func (im *importer) layer(m *member, diffID string, b *budget) (Layer, error) {
 		}
 		return have.Layer, nil
 	}
-	f, err := os.Open(m.path)
+	f, err := os.OpenFile(m.path, os.O_RDWR, 0)
 	if err != nil {
 		return Layer{}, fmt.Errorf("image: %w", err)
 	}
@@ -316,6 +317,9 @@ func (im *importer) layer(m *member, diffID string, b *budget) (Layer, error) {
 	}
 	l := layerInfo{Layer: Layer{Digest: m.digest, DiffID: diffID, MediaType: m.mediaType, Size: m.size, Unpacked: got.unpacked}}
 	if err := checkLayer(l.Layer, got); err != nil {
+		return Layer{}, err
+	}
+	if err := seal(f); err != nil {
 		return Layer{}, err
 	}
 	l, err = im.s.addLayer(l, m.path)
