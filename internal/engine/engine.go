@@ -83,7 +83,9 @@ type Phase string
 const (
 	PhaseStarting Phase = "starting" // made or half made; the guest doesn't answer yet
 	PhaseRunning  Phase = "running"
-	PhaseGone     Phase = "gone" // ended, destroyed, or never made; List may still show what is to be destroyed
+	// PhaseSuspended is a run of a Suspender that lies on disk, whole, and holds neither CPU nor memory.
+	PhaseSuspended Phase = "suspended"
+	PhaseGone      Phase = "gone" // ended, destroyed, or never made; List may still show what is to be destroyed
 )
 
 // Status is what Inspect saw.
@@ -181,6 +183,22 @@ type NetworkUpdater interface {
 	// UpdateNetwork applies a policy to the run's network device, also to connections that are open. A run that was created
 	// without a device can't get one: ErrUnsupported.
 	UpdateNetwork(ctx context.Context, ref Ref, n sandbox.Network) error
+}
+
+// Suspender is an optional power: a run can be put on disk, with the memory of its processes, and be brought back later as if
+// nothing had happened. Inspect says PhaseSuspended meanwhile, List shows it, Dial and Create are ErrState, Destroy works as ever.
+type Suspender interface {
+	// Suspend stops a run and frees its CPU and memory. Connections to its guest are closed. What can't be put on disk is a
+	// Problem of class ErrState or ErrUnavailable, and the run goes on unharmed: its guest can be dialed again. A run that is
+	// suspended already, or whose suspension an earlier process has begun, ends up suspended. After any other error, also
+	// after a cancelled ctx, Inspect tells what became of it.
+	Suspend(ctx context.Context, ref Ref) error
+
+	// Resume brings a suspended run back and returns when its guest answers. Clocks inside jump over the time it lay
+	// still. A refusal is a Problem of class ErrState or ErrUnavailable, and the run stays suspended. A run that is running
+	// already, or whose resumption an earlier process has begun, ends up running. What was suspended is brought back at most once:
+	// if it ended while that went on, it is PhaseGone.
+	Resume(ctx context.Context, ref Ref, spec sandbox.Spec) error
 }
 
 // As finds an optional power of e, looking through wrappers that have an Unwrap method.

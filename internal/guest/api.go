@@ -41,6 +41,7 @@ func (s *Server) routes() http.Handler {
 		}
 		return struct{}{}, s.setup(in)
 	})
+	handle("POST /v1/suspend", s.postSuspend)
 	handle("GET /v1/runs", func(http.ResponseWriter, *http.Request) (any, error) {
 		all := []Run{}
 		for _, r := range s.runs.list() {

@@ -137,6 +137,20 @@ func (c *Client) Setup(ctx context.Context, s Setup) error {
 	return err
 }
 
+// Suspend makes the guest let go of every socket of its host, so that the sandbox can be written to disk, and returns when it has. The
+// connection is gone then. The guest comes back when it is sent SIGUSR1, or by itself after a while.
+func (c *Client) Suspend(ctx context.Context) error {
+	if _, err := call[struct{}](ctx, c, "POST", "/v1/suspend", nil); err != nil {
+		return err
+	}
+	select {
+	case <-c.Done():
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("guest: waiting for it to hang up: %w", ctx.Err())
+	}
+}
+
 // Start starts a process. A second start of the same ID returns the first one's run. A refusal is an *Error.
 func (c *Client) Start(ctx context.Context, cmd Command) (Run, error) {
 	return call[Run](ctx, c, "POST", "/v1/runs", cmd)

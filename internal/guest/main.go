@@ -100,6 +100,10 @@ func serve(cfg Config) error {
 	signal.Notify(rest, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGPIPE)
 	defer signal.Stop(rest)
 
+	back := make(chan os.Signal, 1)
+	signal.Notify(back, syscall.SIGUSR1)
+	defer signal.Stop(back)
+
 	syscall.Umask(0o022)
 	if err := prepareWorkdir(cfg.Workdir, cfg.AgentUID, cfg.AgentGID); err != nil {
 		return err
@@ -126,16 +130,36 @@ func serve(cfg Config) error {
 	}
 	cfg.Log.Info("listening", "socket", cfg.SocketPath, "version", cfg.Version)
 	go func() {
-		select {
-		case sig := <-term:
-			cfg.Log.Info("signal", "signal", sig.String())
-			s.Shutdown(context.Background())
-		case <-s.Done():
+		for {
+			select {
+			case sig := <-term:
+				cfg.Log.Info("signal", "signal", sig.String())
+				s.Shutdown(context.Background())
+			case <-back:
+				s.Resume()
+			case <-s.Done():
+				return
+			}
 		}
 	}()
-	err = s.Serve(context.Background(), ln)
+	err = serveAll(s, ln, cfg.SocketPath)
 	s.Shutdown(context.Background()) // after an error; otherwise it waits for the one under way
 	return err
+}
+
+// serveAll answers hosts, on a socket made anew after each suspension, until the guest ends.
+func serveAll(s *Server, ln net.Listener, path string) error {
+	for {
+		err := s.Serve(context.Background(), ln)
+		over := s.Suspended()
+		if err != nil || over == nil {
+			return err
+		}
+		<-over
+		if ln, err = listen(path); err != nil {
+			return err
+		}
+	}
 }
 
 // prepareWorkdir makes the working directory the agent's, if nobody has used it yet.

@@ -27,6 +27,7 @@ type run struct {
 	in      *stdin
 	grace   time.Duration
 	timeout time.Duration
+	quiet   *suspension
 
 	ctx    context.Context // done when the run has ended: bounds work on its input
 	cancel context.CancelFunc
@@ -72,6 +73,7 @@ func (s *Server) spawn(p plan) (*run, error) {
 		in:      newStdin(streams),
 		grace:   s.cfg.Grace,
 		timeout: p.cmd.Timeout,
+		quiet:   &s.quiet,
 		ended:   make(chan struct{}),
 		state:   Run{ID: p.cmd.ID, Argv: p.cmd.Argv, PID: child.pid, State: StateRunning, StartedAt: time.Now().UTC()},
 	}
@@ -100,16 +102,8 @@ func (r *run) supervise() {
 
 // wait returns when the process has ended; true if it was killed for taking too long.
 func (r *run) wait() bool {
-	var limit <-chan time.Time
-	if r.timeout > 0 {
-		t := time.NewTimer(r.timeout)
-		defer t.Stop()
-		limit = t.C
-	}
-	select {
-	case <-r.child.done:
+	if r.endsInTime() {
 		return false
-	case <-limit:
 	}
 	var known map[int]process
 	if !r.nursery.signal(r.child, func(pid int) { known = signalFamily(pid, nil, syscall.SIGTERM) }) {
@@ -125,6 +119,32 @@ func (r *run) wait() bool {
 	killFamily(r.child.pid, known)
 	<-r.child.done
 	return true
+}
+
+// endsInTime returns true when the process has ended, false when it has had its time. Suspensions don't count.
+func (r *run) endsInTime() bool {
+	if r.timeout <= 0 {
+		<-r.child.done
+		return true
+	}
+	began := r.quiet.active()
+	for left := r.timeout; left > 0; left = r.timeout - (r.quiet.active() - began) {
+		t := time.NewTimer(left)
+		select {
+		case <-r.child.done:
+			t.Stop()
+			return true
+		case <-t.C:
+		}
+		if over := r.quiet.quiet(); over != nil { // the clock may have jumped: how far is known when it is over
+			select {
+			case <-r.child.done:
+				return true
+			case <-over:
+			}
+		}
+	}
+	return false
 }
 
 // drain waits until all output is journalled.

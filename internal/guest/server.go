@@ -39,6 +39,8 @@ type Config struct {
 	Grace   time.Duration // between TERM and KILL; 0 = 5 s
 	// GatewayWait is how long a connection to GatewayAddr waits for a host that is away, restarting perhaps; 0 = 60 s.
 	GatewayWait time.Duration
+	// QuietLimit is how long the guest waits, out of reach, for a checkpoint that doesn't come; 0 = 15 s.
+	QuietLimit time.Duration
 }
 
 // Server is the guest's end: it starts processes, keeps their output and answers the host. It serves any number of hosts,
@@ -52,6 +54,8 @@ type Server struct {
 	tunnel      *tunnel
 	noSetGroups bool
 	handler     http.Handler
+	quiet       suspension
+	peers       peers
 
 	mu       sync.Mutex
 	env      map[string]string
@@ -78,6 +82,7 @@ func NewServer(cfg Config) (*Server, error) {
 	cfg.JournalLimit = cmp.Or(cfg.JournalLimit, 64<<20)
 	cfg.Grace = cmp.Or(cfg.Grace, 5*time.Second)
 	cfg.GatewayWait = cmp.Or(cfg.GatewayWait, time.Minute)
+	cfg.QuietLimit = cmp.Or(cfg.QuietLimit, quietLimit)
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
@@ -91,6 +96,7 @@ func NewServer(cfg Config) (*Server, error) {
 		closing:     make(chan struct{}),
 		done:        make(chan struct{}),
 	}
+	s.quiet.epoch = s.started
 	runs := filepath.Join(cfg.StateDir, "runs")
 	if err := os.RemoveAll(runs); err != nil {
 		return nil, fmt.Errorf("guest: state: %w", err)
@@ -131,18 +137,22 @@ func (s *Server) Done() <-chan struct{} { return s.done }
 
 func (s *Server) journalDir(id string) string { return filepath.Join(s.cfg.StateDir, "runs", id) }
 
-// Serve answers hosts that connect to ln, until ctx is done or the guest ends, and closes ln.
+// Serve answers hosts that connect to ln, until ctx is done, the guest ends or is suspended, and closes ln.
 func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(s.ctx, cancel)()
 	defer context.AfterFunc(ctx, func() { _ = ln.Close() })() // makes Accept fail, which is how it is told
 	defer ln.Close()                                          // nothing was written through it
+	defer s.peers.listening(func() { _ = ln.Close() })()      // as above
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for {
 		conn, err := ln.Accept()
 		if err != nil {
+			if s.Suspended() != nil {
+				return nil // the host that asked for it is still to be answered
+			}
 			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
 				cancel()
 				return nil
@@ -187,6 +197,8 @@ func (s *Server) ServeConn(ctx context.Context, conn net.Conn) error {
 		return fmt.Errorf("guest: %w", err)
 	}
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx)) // of the requests: the last ones may still be finished
+	me := &peer{gone: make(chan struct{})}
+	work = context.WithValue(work, peerKey{}, me)
 	var handlers requests
 	srv := &http.Server{
 		Handler:           handlers.count(s.handler),
@@ -211,6 +223,11 @@ func (s *Server) ServeConn(ctx context.Context, conn net.Conn) error {
 			_ = session.Close() // always nil
 		})
 	}
+	me.hangUp = hangUp
+	defer s.peers.add(me)()
+	if s.Suspended() != nil { // which came between enter and here, and knew nothing of this one
+		hangUp()
+	}
 	stopped := context.AfterFunc(ctx, hangUp)
 	ended := context.AfterFunc(s.ctx, hangUp)
 	err = srv.Serve(newStreams(session))
@@ -231,7 +248,7 @@ const lastWords = 2 * time.Second
 func (s *Server) enter() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.stopped {
+	if s.stopped || s.Suspended() != nil {
 		return false
 	}
 	s.wg.Add(1)
@@ -318,7 +335,7 @@ func (s *Server) watchDeadline() {
 		deadline := s.deadline
 		s.mu.Unlock()
 		var due <-chan time.Time
-		if !deadline.IsZero() {
+		if !deadline.IsZero() && s.Suspended() == nil { // when it is over, the deadline is another
 			left := time.Until(deadline)
 			if left <= 0 {
 				s.log.Warn("the deadline has passed", "deadline", deadline)
@@ -347,11 +364,16 @@ func (s *Server) setup(in Setup) error {
 		s.deadline = in.Deadline
 	}
 	s.mu.Unlock()
+	s.touchDeadline()
+	return nil
+}
+
+// touchDeadline makes watchDeadline look again.
+func (s *Server) touchDeadline() {
 	select {
 	case s.moved <- struct{}{}:
 	default:
 	}
-	return nil
 }
 
 func (s *Server) info() Info {
