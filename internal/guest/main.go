@@ -150,12 +150,18 @@ func serve(cfg Config) error {
 // serveAll answers hosts, on a socket made anew after each suspension, until the guest ends.
 func serveAll(s *Server, ln net.Listener, path string) error {
 	for {
-		err := s.Serve(context.Background(), ln)
-		over := s.Suspended()
-		if err != nil || over == nil {
+		if err := s.Serve(context.Background(), ln); err != nil {
 			return err
 		}
-		<-over
+		if over := s.Suspended(); over != nil {
+			<-over
+		}
+		select {
+		case <-s.closing:
+			return nil
+		default:
+		}
+		var err error
 		if ln, err = listen(path); err != nil {
 			return err
 		}

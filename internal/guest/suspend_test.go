@@ -61,7 +61,7 @@ func TestHelperSuspends(t *testing.T) {
 	}
 	select {
 	case <-second.Done():
-	default:
+	case <-time.After(10 * time.Second):
 		t.Error("another host is still connected")
 	}
 	if err := h.cmd.Process.Signal(syscall.SIGUSR1); err != nil {
