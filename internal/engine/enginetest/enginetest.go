@@ -44,7 +44,7 @@ func Run(t *testing.T, h Harness) {
 	}
 	t.Setenv(marker, "of the host") // must not be seen in a sandbox
 
-	for _, p := range reopening {
+	for _, p := range append(reopening, suspendedReopening...) {
 		t.Run(p.name, func(t *testing.T) { p.test(t, suite{h: h}) })
 	}
 
@@ -57,7 +57,7 @@ func Run(t *testing.T, h Harness) {
 			t.Errorf("close: %v", err)
 		}
 	})
-	for _, group := range [][]promise{creating, destroying, guesting, keeping, walls} {
+	for _, group := range [][]promise{creating, destroying, guesting, keeping, suspending, walls} {
 		for _, p := range group {
 			t.Run(p.name, func(t *testing.T) {
 				t.Parallel()

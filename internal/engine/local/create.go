@@ -63,6 +63,9 @@ func (e *Engine) Create(ctx context.Context, ref engine.Ref, spec sandbox.Spec) 
 	if e.answers(ctx, k) {
 		return []byte(k), nil // made before, by this process or an earlier one
 	}
+	if e.suspended(k) {
+		return nil, errSuspended(k)
+	}
 	// What an earlier attempt left half made is in the way.
 	if err := e.destroy(ctx, en, k); err != nil {
 		return nil, fmt.Errorf("clearing what is left of an earlier attempt: %w", err)
@@ -167,6 +170,9 @@ func (e *Engine) makeBundle(ctx context.Context, k string, spec sandbox.Spec, ba
 		return bundle{}, err
 	}
 	b.spec = e.ociSpec(k, spec, base, mounts, time.Now())
+	if err := e.noteSources(b.dir); err != nil {
+		return bundle{}, err
+	}
 	data, err := json.Marshal(b.spec)
 	if err != nil {
 		return bundle{}, err

@@ -22,6 +22,8 @@ func (e *Engine) Destroy(ctx context.Context, ref engine.Ref) error {
 	e.mu.Lock()
 	if en := e.entries[k]; en != nil && en.cancel != nil {
 		en.cancel()
+	} else if en != nil && en.abort != nil {
+		en.abort()
 	}
 	e.mu.Unlock()
 	en, release, err := e.hold(ctx, k)
@@ -38,6 +40,14 @@ func (e *Engine) Destroy(ctx context.Context, ref engine.Ref) error {
 // destroy frees whatever there is of a run, step by step, and does every step even if an earlier one failed. It goes by what
 // is to be seen on the host and not by gVisor's state files: those may be missing, broken, or of before a reboot.
 func (e *Engine) destroy(ctx context.Context, en *entry, k string) error {
+	if err := e.stop(ctx, en, k); err != nil {
+		return err
+	}
+	return os.RemoveAll(e.sandboxDir(k)) // last: it is the label
+}
+
+// stop frees whatever there is of a run but its directory.
+func (e *Engine) stop(ctx context.Context, en *entry, k string) error {
 	var errs []error
 	if en.made != nil {
 		// It is our child: this also reaps it and closes what we hold of it.
@@ -62,7 +72,6 @@ func (e *Engine) destroy(ctx context.Context, en *entry, k string) error {
 	for _, dir := range []string{e.conf.RootDir, "/var/run", "/run", "/tmp"} {
 		errs = append(errs, remove(filepath.Join(dir, "runsc-"+k+".sock")))
 	}
-	errs = append(errs, os.RemoveAll(e.sandboxDir(k))) // last: it is the label
 	return errors.Join(errs...)
 }
 

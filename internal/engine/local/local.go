@@ -4,7 +4,8 @@
 //
 // On disk, under Config.Dir:
 //
-//	sandboxes/KEY/      one run: bundle/ (config.json, root/), socket/ and state/ (shared with its guest); KEY is Ref.ID-Ref.Run
+//	sandboxes/KEY/      one run: bundle/ (config.json, root/), socket/ and state/ (shared with its guest), checkpoint/ while it is
+//	                    suspended; KEY is Ref.ID-Ref.Run
 //	volumes/VOL/        one volume; its owner tells which range of uids its sandboxes have
 //	images/             images: see package image
 //	build-cache/        which step of which build made which image
@@ -71,6 +72,8 @@ type Engine struct {
 	buildMu  sync.Mutex
 	building map[string]bool // keys of builds' sandboxes: nobody's row wants them, and yet they are no orphans
 
+	working sync.WaitGroup // suspensions and resumptions
+
 	mu      sync.Mutex
 	entries map[string]*entry // by key; runs that this process works on or has made
 }
@@ -80,12 +83,14 @@ var (
 	_ engine.VolumeDirs  = (*Engine)(nil)
 	_ engine.Images      = (*Engine)(nil)
 	_ engine.Snapshotter = (*Engine)(nil)
+	_ engine.Suspender   = (*Engine)(nil)
 )
 
 // entry serialises the work on one run.
 type entry struct {
 	lock   chan struct{}        // holds a token while nobody works on the run
 	cancel context.CancelFunc   // of a Create under way; guarded by Engine.mu
+	abort  context.CancelFunc   // kills what a Suspend or Resume works on; guarded by Engine.mu
 	users  int                  // who hold or wait for lock; guarded by Engine.mu
 	made   *container.Container // if this process made it: only its parent can reap it; guarded by lock
 }
@@ -140,8 +145,9 @@ func Open(cfg Config) (*Engine, error) {
 	return e, nil
 }
 
-// Close gives the standard streams back. Sandboxes go on running.
+// Close waits for suspensions under way and gives the standard streams back. Sandboxes go on running.
 func (e *Engine) Close() error {
+	e.working.Wait()
 	releaseRuntime()
 	return errors.Join(e.netns.Close(), e.stage.close(), e.images.Close())
 }
@@ -231,6 +237,9 @@ func (e *Engine) Inspect(ctx context.Context, ref engine.Ref) (engine.Status, er
 	if _, err := os.Lstat(e.sandboxDir(k)); errors.Is(err, os.ErrNotExist) {
 		return engine.Status{Phase: engine.PhaseGone}, nil
 	}
+	if e.suspended(k) {
+		return engine.Status{Phase: engine.PhaseSuspended}, nil
+	}
 	procs, err := runtimeProcesses(e.conf.RootDir)
 	if err != nil {
 		return engine.Status{}, fmt.Errorf("inspecting %s: %w", k, err)
@@ -274,6 +283,9 @@ func (e *Engine) Dial(ctx context.Context, ref engine.Ref) (net.Conn, error) {
 		return conn, nil
 	case ctx.Err() != nil:
 		return nil, fmt.Errorf("dialing the guest of %s: %w", k, ctx.Err())
+	}
+	if e.suspended(k) {
+		return nil, errSuspended(k)
 	}
 	class := sandbox.ErrUnavailable
 	if procs, procsErr := runtimeProcesses(e.conf.RootDir); procsErr == nil && !e.creating(k) && !procs.of(k).has(roleSentry) {

@@ -22,6 +22,7 @@ type stage struct {
 	dir    string            // for Config.Dir
 	mounts map[string]string // for other sources
 	bound  []string          // what close takes away
+	mu     sync.Mutex        // guards mounts and bound once the stage is open
 }
 
 const stageDir = "/run/sandlot"
