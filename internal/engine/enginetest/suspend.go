@@ -26,7 +26,6 @@ var suspending = []promise{
 	{"SuspendCancelledEndsTruthfully", suspendCancelledEndsTruthfully},
 	{"DestroyDuringSuspend", destroyDuringSuspend},
 	{"DestroyDuringResume", destroyDuringResume},
-	{"KilledDuringSuspendEndsTruthfully", killedDuringSuspend},
 }
 
 // suspendedReopening need an engine of their own.
@@ -303,36 +302,6 @@ func destroyDuringResume(t *testing.T, s suite) {
 		wait(t, delay)
 		b.destroy(t)
 		<-done // as above
-		b.destroy(t)
-		s.wantGone(t, b.ref)
-	}
-}
-
-func killedDuringSuspend(t *testing.T, s suite) {
-	if s.h.Kill == nil {
-		t.Skip("nothing can kill this engine's runs")
-	}
-	p := s.suspender(t)
-	for _, delay := range []time.Duration{0, 10 * time.Millisecond, 40 * time.Millisecond} {
-		b := s.create(t, nil)
-		output(t, b.dial(t, nil), "head -c 20000000 /dev/urandom >/dev/shm/ballast")
-		done := make(chan error, 1)
-		go func() { done <- p.Suspend(within(t), b.ref) }()
-		wait(t, delay)
-		if s.phase(t, b.ref) != engine.PhaseSuspended {
-			s.h.Kill(t, b.ref)
-		}
-		err := <-done
-		switch phase := s.phase(t, b.ref); {
-		case err == nil && phase == engine.PhaseSuspended:
-			b.resume(t)
-			if got := output(t, b.dial(t, nil), "wc -c </dev/shm/ballast"); strings.TrimSpace(got) != "20000000" {
-				t.Errorf("it came back with %q", got)
-			}
-		case err != nil && phase == engine.PhaseGone:
-		default:
-			t.Errorf("killed %v after its begin: %v, and its phase is %s", delay, err, phase)
-		}
 		b.destroy(t)
 		s.wantGone(t, b.ref)
 	}

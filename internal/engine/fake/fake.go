@@ -30,6 +30,11 @@ const (
 	Dial    Op = "dial"
 	Destroy Op = "destroy"
 	List    Op = "list"
+
+	Suspend   Op = "suspend"   // before anything is stopped
+	Suspended Op = "suspended" // it is suspended; an error loses the reply
+	Resume    Op = "resume"    // before anything goes on
+	Resumed   Op = "resumed"   // it is back; an error loses the reply
 )
 
 // Config is how an engine behaves.
@@ -111,6 +116,9 @@ func (e *Engine) Create(ctx context.Context, ref engine.Ref, spec sandbox.Spec) 
 		return nil, r.goneErr()
 	case <-ctx.Done():
 		return nil, fmt.Errorf("fake: create: %w", ctx.Err())
+	}
+	if r.status().Phase == engine.PhaseSuspended {
+		return nil, r.suspendedErr()
 	}
 	if err := e.hook(ctx, Made, ref); err != nil {
 		return nil, err

@@ -106,6 +106,7 @@ func (w *World) make(r *run, spec sandbox.Spec) error {
 	server, err := guest.NewServer(guest.Config{
 		StateDir: filepath.Join(r.dir, "state"), Workdir: workdir, AgentUID: os.Getuid(), AgentGID: os.Getgid(),
 		Deadline: time.Now().Add(spec.Timeout), GatewayAddr: "127.0.0.1:0", GatewayWait: 10 * time.Second, Version: "fake",
+		QuietLimit: never, // as if the guest were paused
 	})
 	if err != nil {
 		return fmt.Errorf("fake: create: %w", err)
@@ -158,8 +159,11 @@ type run struct {
 	mu     sync.Mutex
 	server *guest.Server // nil until it is whole
 	reason string        // why it is gone
-	conns  []net.Conn    // the guest's ends of what Dial returned
-	wg     sync.WaitGroup
+	// suspended says that it is; stopped are the processes that were stopped for it.
+	suspended bool
+	stopped   []int
+	conns     []net.Conn // the guest's ends of what Dial returned
+	wg        sync.WaitGroup
 }
 
 func (r *run) handle() []byte { return []byte("fake:" + string(r.key.id) + ":" + r.key.run) }
@@ -177,6 +181,10 @@ func (r *run) goneErr() error {
 	return fmt.Errorf("fake: %w: run %s of %s has ended", sandbox.ErrGone, r.key.run, r.key.id)
 }
 
+func (r *run) suspendedErr() error {
+	return fmt.Errorf("fake: %w: run %s of %s is suspended", sandbox.ErrState, r.key.run, r.key.id)
+}
+
 func (r *run) status() engine.Status {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -185,6 +193,8 @@ func (r *run) status() engine.Status {
 		return engine.Status{Phase: engine.PhaseGone, Reason: r.reason}
 	case r.server == nil:
 		return engine.Status{Phase: engine.PhaseStarting}
+	case r.suspended:
+		return engine.Status{Phase: engine.PhaseSuspended}
 	default:
 		return engine.Status{Phase: engine.PhaseRunning}
 	}
@@ -224,6 +234,9 @@ func (r *run) dial() (net.Conn, error) {
 	}
 	if r.server == nil {
 		return nil, fmt.Errorf("fake: dial: %w: the guest isn't up yet", sandbox.ErrUnavailable)
+	}
+	if r.suspended {
+		return nil, r.suspendedErr()
 	}
 	host, inside := net.Pipe()
 	r.conns = append(r.conns, inside)
