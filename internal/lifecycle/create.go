@@ -76,6 +76,10 @@ func notRunning(sb sandbox.Sandbox) error {
 	case sb.Fault && sb.StartedAt.IsZero():
 		p.Class, p.Code = sandbox.ErrUnavailable, "create_failed"
 		p.Detail = "The sandbox could not be created. " + sb.Reason
+	case sb.State == sandbox.Suspended || sb.State == sandbox.Suspending:
+		p.Code, p.Detail = "sandbox_suspended", "The sandbox is suspended. Resume it first: POST /sandbox/{id}/resume."
+	case sb.State == sandbox.Resuming:
+		p.Code, p.Detail = "sandbox_resuming", "The sandbox is being resumed. Try again when it runs."
 	case sb.State == sandbox.Stopping:
 		p.Detail = "The sandbox is being stopped. " + sb.Reason
 	default:

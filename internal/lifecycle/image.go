@@ -456,7 +456,7 @@ func (m *Manager) wantedImages(ctx context.Context, engineName string) (map[stri
 			wanted[i.Digest] = true
 		}
 	}
-	f := sandbox.Filter{States: liveStates}
+	f := sandbox.Filter{States: sandbox.LiveStates()}
 	for {
 		page, next, err := m.cfg.Store.Sandboxes(ctx, f)
 		if err != nil {

@@ -116,6 +116,12 @@ func (k *keeper) once(ctx context.Context) (again bool, err error) {
 		err = k.create(step, sb)
 	case sandbox.Running:
 		err = k.hold(step, sb)
+	case sandbox.Suspending:
+		err = k.suspend(step, sb)
+	case sandbox.Suspended:
+		err = k.rest(step, sb)
+	case sandbox.Resuming:
+		err = k.resume(step, sb)
 	case sandbox.Stopping:
 		return k.destroy(ctx, sb) // not the step's: nobody takes back a stop
 	default:
@@ -130,6 +136,7 @@ func (k *keeper) once(ctx context.Context) (again bool, err error) {
 func (k *keeper) leave() {
 	k.m.mu.Lock()
 	delete(k.m.keepers, k.id)
+	delete(k.m.refusals, k.id)
 	k.m.mu.Unlock()
 	k.setClient(nil)
 	close(k.done)
@@ -286,7 +293,7 @@ func (k *keeper) gone(ctx context.Context, sb sandbox.Sandbox) (bool, string) {
 
 // lost moves a sandbox that ended by itself on to its end. At its deadline that is no fault: its guest was quicker than we.
 func (k *keeper) lost(ctx context.Context, sb sandbox.Sandbox, reason string) error {
-	if !time.Now().Before(sb.ExpiresAt) {
+	if !time.Now().Before(sb.ExpiresAt) && sb.SuspendedAt.IsZero() {
 		return k.moved(k.m.stopping(ctx, sb, expired(sb), false))
 	}
 	text := "The sandbox's engine process ended unexpectedly."

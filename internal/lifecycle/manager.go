@@ -83,6 +83,7 @@ type Config struct {
 
 	DefaultTimeout time.Duration // of a sandbox that asks for none; default: 1 hour
 	MaxTimeout     time.Duration // default: 7 days
+	MaxSuspended   time.Duration // for which a sandbox may be suspended; then it ends; default: 30 days
 	Grace          time.Duration // that processes have between TERM and KILL when a sandbox ends; default: 5 s
 	OrphanGrace    time.Duration // for which what no row wants is left alone; default: 5 minutes
 	ReapEvery      time.Duration // default: 2 s
@@ -116,8 +117,10 @@ type Manager struct {
 	mu      sync.Mutex
 	closed  bool // no new goroutine may start
 	keepers map[sandbox.ID]*keeper
-	retries map[sandbox.ID]retry // of those that could not be destroyed
-	seen    map[orphan]time.Time // when a reconcile first saw an orphan whose age the engine doesn't know
+	// refusals are why sandboxes could not be suspended or resumed, for those who asked.
+	refusals map[sandbox.ID]error
+	retries  map[sandbox.ID]retry // of those that could not be destroyed
+	seen     map[orphan]time.Time // when a reconcile first saw an orphan whose age the engine doesn't know
 }
 
 // retry says when to try again what failed.
@@ -133,6 +136,7 @@ func New(cfg Config) (*Manager, error) {
 	}
 	cfg.DefaultTimeout = cmp.Or(cfg.DefaultTimeout, time.Hour)
 	cfg.MaxTimeout = cmp.Or(cfg.MaxTimeout, 7*24*time.Hour)
+	cfg.MaxSuspended = cmp.Or(cfg.MaxSuspended, 30*24*time.Hour)
 	cfg.Grace = cmp.Or(cfg.Grace, 5*time.Second)
 	cfg.OrphanGrace = cmp.Or(cfg.OrphanGrace, 5*time.Minute)
 	cfg.ReapEvery = cmp.Or(cfg.ReapEvery, 2*time.Second)
@@ -144,6 +148,7 @@ func New(cfg Config) (*Manager, error) {
 	m := &Manager{
 		cfg: cfg, log: cfg.Log, engines: make(map[string]engine.Engine),
 		keepers: make(map[sandbox.ID]*keeper), retries: make(map[sandbox.ID]retry), seen: make(map[orphan]time.Time),
+		refusals: make(map[sandbox.ID]error),
 	}
 	for _, e := range cfg.Engines {
 		name := e.Capabilities().Name

@@ -12,6 +12,9 @@ import (
 
 // expired is the reason of a sandbox that is past its deadline.
 func expired(sb sandbox.Sandbox) string {
+	if sb.State == sandbox.Suspended {
+		return fmt.Sprintf("It was suspended for longer than %s.", span(sb.SuspendedUntil.Sub(sb.SuspendedAt)))
+	}
 	return fmt.Sprintf("It reached its time limit of %s.", span(sb.Spec.Timeout))
 }
 
@@ -62,7 +65,7 @@ func (m *Manager) reconcileOnce(ctx context.Context) error {
 }
 
 func (m *Manager) adopt(ctx context.Context) error {
-	f := sandbox.Filter{States: liveStates}
+	f := sandbox.Filter{States: sandbox.LiveStates()}
 	for {
 		page, next, err := m.cfg.Store.Sandboxes(ctx, f)
 		if err != nil {
@@ -168,6 +171,3 @@ func (m *Manager) destroyOrphan(ctx context.Context, e engine.Engine, ref engine
 	defer cancel()
 	return e.Destroy(ctx, ref)
 }
-
-// liveStates are the states of sandboxes that hold, or may hold, something.
-var liveStates = []sandbox.State{sandbox.Creating, sandbox.Running, sandbox.Stopping}

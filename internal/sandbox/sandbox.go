@@ -21,7 +21,10 @@ type Sandbox struct {
 	CreatedAt time.Time
 	StartedAt time.Time // zero until it first ran
 	EndedAt   time.Time // zero until terminal
-	ExpiresAt time.Time // the hard deadline
+	ExpiresAt time.Time // the hard deadline; moves on by the time in which it was suspended
+
+	SuspendedAt    time.Time // when it was asked to be suspended; zero unless it is, or is about to be
+	SuspendedUntil time.Time // when it ends if it still is
 }
 
 // Spec is what was asked of a sandbox, with every default filled in. It holds no secret: engines write it to disk.

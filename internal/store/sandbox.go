@@ -24,14 +24,14 @@ func (s *Store) EnsureVolume(ctx context.Context, account, name string) (v sandb
 	return v, err
 }
 
-const sandboxColumns = `id, account, name, state, reason, fault, spec, engine, run, handle, version, created_at, started_at, ended_at, expires_at`
+const sandboxColumns = `id, account, name, state, reason, fault, spec, engine, run, handle, version, created_at, started_at, ended_at, expires_at, suspended_at, suspended_until`
 
 func scanSandbox(row scanner) (sandbox.Sandbox, error) {
 	var sb sandbox.Sandbox
 	var spec string
-	var fault, created, started, ended, expires int64
+	var fault, created, started, ended, expires, suspended, until int64
 	if err := row.Scan(&sb.ID, &sb.Account, &sb.Name, &sb.State, &sb.Reason, &fault, &spec, &sb.Engine, &sb.Run, &sb.Handle, &sb.Version,
-		&created, &started, &ended, &expires); err != nil {
+		&created, &started, &ended, &expires, &suspended, &until); err != nil {
 		return sb, err
 	}
 	if err := json.Unmarshal([]byte(spec), &sb.Spec); err != nil {
@@ -39,6 +39,7 @@ func scanSandbox(row scanner) (sandbox.Sandbox, error) {
 	}
 	sb.Fault = fault != 0
 	sb.CreatedAt, sb.StartedAt, sb.EndedAt, sb.ExpiresAt = fromMicros(created), fromMicros(started), fromMicros(ended), fromMicros(expires)
+	sb.SuspendedAt, sb.SuspendedUntil = fromMicros(suspended), fromMicros(until)
 	return sb, nil
 }
 
@@ -56,7 +57,7 @@ func (s *Store) Admit(ctx context.Context, sb sandbox.Sandbox) error {
 			sb.CreatedAt = tx.now
 		}
 		if _, err := tx.ExecContext(ctx, `INSERT INTO sandboxes (`+sandboxColumns+`)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)`,
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, 0, 0)`,
 			string(sb.ID), sb.Account, sb.Name, string(sb.State), sb.Reason, bit(sb.Fault), string(spec), sb.Engine, sb.Run, sb.Handle, 1,
 			micros(sb.CreatedAt), 0, 0, micros(sb.ExpiresAt)); err != nil {
 			return err
@@ -73,7 +74,8 @@ func (s *Store) Admit(ctx context.Context, sb sandbox.Sandbox) error {
 }
 
 // Transition moves one sandbox to state to and appends the event that tells of it, with Reason as its text. change, which
-// may be nil, sets what else is new of Name, Reason, Fault, Handle, ExpiresAt, and of the spec's Image, Network and Timeout; the rest is not its to change. run must be the
+// may be nil, sets what else is new of Name, Reason, Fault, Handle, ExpiresAt, SuspendedAt, SuspendedUntil, and of the spec's Image, Network
+// and Timeout; the rest is not its to change. run must be the
 // sandbox's, else the error is ErrConflict: what was decided on one incarnation must not land on another. A move that the
 // table doesn't allow is ErrState; the sandbox as it is stored is returned then too.
 func (s *Store) Transition(ctx context.Context, id sandbox.ID, run string, to sandbox.State, change func(*sandbox.Sandbox)) (sandbox.Sandbox, error) {
@@ -108,14 +110,14 @@ func (s *Store) changeSandbox(ctx context.Context, id sandbox.ID, run string, ch
 			return err
 		}
 		res, err := tx.ExecContext(ctx, `UPDATE sandboxes SET name = $1, state = $2, reason = $3, fault = $4, handle = $5, version = $6,
-			started_at = $7, ended_at = $8, expires_at = $9, spec = $10 WHERE id = $11 AND version = $12`,
+			started_at = $7, ended_at = $8, expires_at = $9, suspended_at = $10, suspended_until = $11, spec = $12 WHERE id = $13 AND version = $14`,
 			sb.Name, string(sb.State), sb.Reason, bit(sb.Fault), sb.Handle, sb.Version, micros(sb.StartedAt), micros(sb.EndedAt), micros(sb.ExpiresAt),
-			string(spec), string(id), stored.Version)
+			micros(sb.SuspendedAt), micros(sb.SuspendedUntil), string(spec), string(id), stored.Version)
 		if err := one(res, err, "it was changed at the same time"); err != nil {
 			return err
 		}
 		if to != "" {
-			if _, err := tx.addEvent(ctx, sandbox.Event{Account: sb.Account, Sandbox: sb.ID, Kind: string(to), Text: transitionText(sb, tx.now)}); err != nil {
+			if _, err := tx.addEvent(ctx, sandbox.Event{Account: sb.Account, Sandbox: sb.ID, Kind: string(to), Text: transitionText(sb, stored.State, tx.now)}); err != nil {
 				return err
 			}
 		}
@@ -134,6 +136,7 @@ func changed(stored sandbox.Sandbox, change func(*sandbox.Sandbox), to sandbox.S
 	sb := stored
 	sb.Name, sb.Reason, sb.Fault, sb.Handle, sb.ExpiresAt = wish.Name, wish.Reason, wish.Fault, wish.Handle, wish.ExpiresAt
 	sb.Spec.Image, sb.Spec.Network, sb.Spec.Timeout = wish.Spec.Image, wish.Spec.Network, wish.Spec.Timeout
+	sb.SuspendedAt, sb.SuspendedUntil = wish.SuspendedAt, wish.SuspendedUntil
 	sb.Version++
 	if to == "" {
 		return sb
@@ -149,13 +152,22 @@ func changed(stored sandbox.Sandbox, change func(*sandbox.Sandbox), to sandbox.S
 }
 
 // transitionText is what an event says: the reason, if there is one.
-func transitionText(sb sandbox.Sandbox, now time.Time) string {
+func transitionText(sb sandbox.Sandbox, from sandbox.State, now time.Time) string {
 	if sb.Reason != "" {
 		return sb.Reason
 	}
 	switch sb.State {
 	case sandbox.Running:
+		if from != sandbox.Creating {
+			return "The sandbox is running again, where it left off."
+		}
 		return fmt.Sprintf("The sandbox is running, %v after it was asked for.", now.Sub(sb.CreatedAt).Round(time.Millisecond))
+	case sandbox.Suspending:
+		return "The sandbox is being suspended: its memory is written to disk."
+	case sandbox.Suspended:
+		return "The sandbox is suspended: it holds neither CPU nor memory."
+	case sandbox.Resuming:
+		return "The sandbox is being resumed: its memory is read from disk."
 	case sandbox.Stopping:
 		return "The sandbox is being stopped."
 	default:
@@ -217,10 +229,10 @@ func (s *Store) Sandboxes(ctx context.Context, f Filter) (all []sandbox.Sandbox,
 	return all, next, err
 }
 
-// Due lists what must be brought to an end: running and creating sandboxes past their deadline first, then those that are
+// Due lists what must be brought to an end: sandboxes past their deadline, or suspended for too long, first, then those that are
 // stopping.
 func (s *Store) Due(ctx context.Context, now time.Time, limit int) ([]sandbox.Sandbox, error) {
 	return list(ctx, s, "list due sandboxes", scanSandbox, `SELECT `+sandboxColumns+` FROM sandboxes
-		WHERE state = 'stopping' OR (state IN ('creating', 'running') AND expires_at <= $1)
+		WHERE state = 'stopping' OR (state IN ('creating', 'running') AND expires_at <= $1) OR (state = 'suspended' AND suspended_until <= $1)
 		ORDER BY CASE state WHEN 'stopping' THEN 1 ELSE 0 END, expires_at LIMIT $2`, micros(now), limited(limit, MaxPage))
 }

@@ -67,6 +67,9 @@ func reach(t *testing.T, s *store.Store, acc string, state sandbox.State) sandbo
 	paths := map[sandbox.State][]sandbox.State{
 		sandbox.Creating:   {},
 		sandbox.Running:    {sandbox.Running},
+		sandbox.Suspending: {sandbox.Running, sandbox.Suspending},
+		sandbox.Suspended:  {sandbox.Running, sandbox.Suspending, sandbox.Suspended},
+		sandbox.Resuming:   {sandbox.Running, sandbox.Suspending, sandbox.Suspended, sandbox.Resuming},
 		sandbox.Stopping:   {sandbox.Stopping},
 		sandbox.Terminated: {sandbox.Running, sandbox.Stopping, sandbox.Terminated},
 		sandbox.Error:      {sandbox.Stopping, sandbox.Error},
@@ -84,13 +87,15 @@ func TestTransitionTable(t *testing.T) {
 	t.Parallel()
 	s := open(t)
 	acc := account(t, s, "a")
-	states := []sandbox.State{sandbox.Creating, sandbox.Running, sandbox.Stopping, sandbox.Terminated, sandbox.Error}
+	states := sandbox.States()
+	suspended := time.Now().UTC().Truncate(time.Microsecond)
 	for _, from := range states {
 		for _, to := range states {
 			before := reach(t, s, acc, from)
 			events := len(must[[]sandbox.Event](t)(s.Events(t.Context(), acc, before.ID, 0, 0)))
 			got, err := s.Transition(t.Context(), before.ID, before.Run, to, func(sb *sandbox.Sandbox) {
 				sb.Reason, sb.Fault, sb.Handle = "because", true, []byte{1, 0, 2}
+				sb.SuspendedAt, sb.SuspendedUntil = suspended, suspended.Add(time.Hour)
 				sb.ID, sb.Account, sb.Run, sb.State = "sbx_other", "other", "9", "nonsense" // can't be changed
 			})
 			stored := must[sandbox.Sandbox](t)(s.Sandbox(t.Context(), acc, before.ID))
@@ -108,7 +113,8 @@ func TestTransitionTable(t *testing.T) {
 			if err != nil {
 				t.Errorf("%s to %s: %v", from, to, err)
 			}
-			if stored.State != to || stored.Version != before.Version+1 || stored.Reason != "because" || !stored.Fault || string(stored.Handle) != "\x01\x00\x02" {
+			if stored.State != to || stored.Version != before.Version+1 || stored.Reason != "because" || !stored.Fault || string(stored.Handle) != "\x01\x00\x02" ||
+				!stored.SuspendedAt.Equal(suspended) || !stored.SuspendedUntil.Equal(suspended.Add(time.Hour)) {
 				t.Errorf("%s to %s: %+v", from, to, stored)
 			}
 			if last := evs[len(evs)-1]; len(evs) != events+1 || last.Kind != string(to) || last.Text != "because" {
@@ -269,7 +275,16 @@ func TestDue(t *testing.T) {
 	expiring(time.Hour)
 	expiring(time.Hour, sandbox.Running)
 	expiring(-time.Hour, sandbox.Stopping, sandbox.Terminated)
-	for limit, want := range map[int][]sandbox.ID{0: {stuck, expired, stopping}, 2: {stuck, expired}} {
+	suspended := func(until time.Duration, path ...sandbox.State) sandbox.ID {
+		id := expiring(-2*time.Minute, append([]sandbox.State{sandbox.Running, sandbox.Suspending}, path...)...)
+		must[sandbox.Sandbox](t)(s.Amend(t.Context(), id, "1", func(sb *sandbox.Sandbox) { sb.SuspendedUntil = now.Add(until) }))
+		return id
+	}
+	suspended(time.Minute, sandbox.Suspended) // its deadline doesn't count meanwhile
+	suspended(-time.Minute)
+	suspended(-time.Minute, sandbox.Suspended, sandbox.Resuming)
+	forgotten := suspended(-time.Minute, sandbox.Suspended)
+	for limit, want := range map[int][]sandbox.ID{0: {stuck, forgotten, expired, stopping}, 2: {stuck, forgotten}} {
 		var got []sandbox.ID
 		for _, sb := range must[[]sandbox.Sandbox](t)(s.Due(t.Context(), now, limit)) {
 			got = append(got, sb.ID)
