@@ -30,7 +30,7 @@ type Network struct {
 type Sandbox struct {
 	ID        string            `json:"id" example:"sbx_01JD8M4Q2ZK3T5V7W9X1Y3Z5A7"`
 	Name      string            `json:"name"`
-	State     string            `json:"state" enum:"creating,running,stopping,terminated,error"`
+	State     string            `json:"state" enum:"creating,running,suspending,suspended,resuming,stopping,terminated,error"`
 	Reason    string            `json:"reason,omitempty" doc:"Why it is in this state, for people."`
 	Engine    string            `json:"engine"`
 	Image     ImageInfo         `json:"image"`
@@ -46,7 +46,10 @@ type Sandbox struct {
 	CreatedAt time.Time         `json:"created_at"`
 	StartedAt *time.Time        `json:"started_at" doc:"Null until it first ran."`
 	EndedAt   *time.Time        `json:"ended_at"`
-	ExpiresAt time.Time         `json:"expires_at" doc:"When it ends, whatever it does."`
+	ExpiresAt time.Time         `json:"expires_at" doc:"When it ends, whatever it does. Moves on by the time in which it was suspended, once it is resumed."`
+
+	SuspendedAt    *time.Time `json:"suspended_at,omitempty" doc:"Since when it is suspended, or about to be."`
+	SuspendedUntil *time.Time `json:"suspended_until,omitempty" doc:"When it ends if it is still suspended then."`
 }
 
 // SandboxList is a page of sandboxes, newest first.
@@ -160,7 +163,7 @@ type SessionEventList struct {
 type Event struct {
 	Seq     int64     `json:"seq"`
 	Sandbox string    `json:"sandbox"`
-	Kind    string    `json:"kind" doc:"accepted, image, build, volume, starting, guest, running, network, snapshot, stopping, terminated, error; more may come."`
+	Kind    string    `json:"kind" doc:"accepted, image, build, volume, starting, guest, running, network, snapshot, suspending, suspended, resuming, refused, stopping, terminated, error; more may come."`
 	Text    string    `json:"text"`
 	At      time.Time `json:"at"`
 }

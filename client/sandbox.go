@@ -60,6 +60,16 @@ func (c *Client) Terminate(ctx context.Context, id string) (api.Sandbox, error) 
 	return call[api.Sandbox](ctx, c, http.MethodDelete, segments("sandbox", id), nil, nil)
 }
 
+// Suspend puts a sandbox on disk, with its processes, and waits until it holds neither CPU nor memory.
+func (c *Client) Suspend(ctx context.Context, id string) (api.Sandbox, error) {
+	return call[api.Sandbox](ctx, c, http.MethodPost, segments("sandbox", id, "suspend"), nil, nil)
+}
+
+// Resume brings a suspended sandbox back and waits until it runs.
+func (c *Client) Resume(ctx context.Context, id string) (api.Sandbox, error) {
+	return call[api.Sandbox](ctx, c, http.MethodPost, segments("sandbox", id, "resume"), nil, nil)
+}
+
 // filePath is the route of a path inside a sandbox.
 func filePath(id, name string) string {
 	clean := strings.TrimPrefix(path.Clean("/"+name), "/")

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/net/http/httpproxy"
@@ -31,6 +32,8 @@ type config struct {
 	EgressPrivate     []netip.Prefix // to the programs in them
 	PrivateRegistries []string       // to the pulls of their images, as host or host:port
 	egressPrivate     []string       // EgressPrivate as it was given
+
+	MaxSuspended time.Duration // for which a sandbox may be suspended before it ends
 
 	// Secrets come from the environment only: arguments are there for everybody to see.
 	AdminKey     string
@@ -55,6 +58,7 @@ func (c *config) serveFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&c.Listen, "listen", "127.0.0.1:8080", "address to serve on (SANDLOT_LISTEN)")
 	f.BoolVar(&c.DemoModel, "demo-model", false, "answer from a script instead of a model (SANDLOT_DEMO_MODEL=1)")
+	f.DurationVar(&c.MaxSuspended, "max-suspended", 30*24*time.Hour, "how long a sandbox may be suspended before it ends (SANDLOT_MAX_SUSPENDED)")
 	f.BoolVar(&c.Debug, "debug", false, "log more (SANDLOT_DEBUG=1)")
 	f.StringSliceVar(&c.egressPrivate, "egress-private", nil,
 		"private addresses that sandboxes may be allowed to reach, as CIDR,… (SANDLOT_EGRESS_PRIVATE); this machine's own only one by one")
@@ -93,6 +97,16 @@ func (c *config) fill(cmd *cobra.Command, environ []string) error {
 	text("database", "SANDLOT_DATABASE", &c.Database)
 	text("toolkit", "SANDLOT_TOOLKIT", &c.Toolkit)
 	text("listen", "SANDLOT_LISTEN", &c.Listen)
+	if v := env["SANDLOT_MAX_SUSPENDED"]; v != "" && !cmd.Flags().Changed("max-suspended") {
+		d, err := time.ParseDuration(v)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("SANDLOT_MAX_SUSPENDED=%q: use a time like 720h", v))
+		}
+		c.MaxSuspended = d
+	}
+	if c.MaxSuspended < 0 {
+		errs = append(errs, fmt.Errorf("--max-suspended: %v is below 0", c.MaxSuspended))
+	}
 	boolean("demo-model", "SANDLOT_DEMO_MODEL", &c.DemoModel)
 	boolean("debug", "SANDLOT_DEBUG", &c.Debug)
 	list("egress-private", "SANDLOT_EGRESS_PRIVATE", &c.egressPrivate)

@@ -69,6 +69,7 @@ func fromSandbox(sb sandbox.Sandbox) api.Sandbox {
 		Labels: mapOr(sb.Spec.Labels), Network: api.Network{Mode: string(sb.Spec.Network.Mode), Allow: sb.Spec.Network.Allow}, CPU: sb.Spec.CPU,
 		MemoryMiB: sb.Spec.MemoryMiB, DiskMiB: sb.Spec.DiskMiB, TimeoutS: int64(sb.Spec.Timeout / time.Second),
 		CreatedAt: sb.CreatedAt.UTC(), StartedAt: timeOrNil(sb.StartedAt), EndedAt: timeOrNil(sb.EndedAt), ExpiresAt: sb.ExpiresAt.UTC(),
+		SuspendedAt: timeOrNil(sb.SuspendedAt), SuspendedUntil: timeOrNil(sb.SuspendedUntil),
 	}
 }
 

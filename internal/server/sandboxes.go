@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -36,6 +37,7 @@ func (s *Server) sandboxRoutes(h huma.API) {
 		OperationID: "terminate-sandbox", Method: http.MethodDelete, Path: "/sandbox/{id}", Tags: tags, Summary: "End a sandbox",
 		Description: "Its processes are asked to stop, then killed. Answers when nothing is left of it but its volume.",
 	}), s.terminateSandbox)
+	s.suspendRoutes(h, tags)
 }
 
 type createInput struct {
@@ -128,10 +130,8 @@ func (s *Server) listSandboxes(ctx context.Context, c *call, in *listInput) (*bo
 	filter := sandbox.Filter{Account: c.account, Limit: in.Limit, Cursor: in.Cursor}
 	for _, state := range in.State {
 		filter.States = append(filter.States, sandbox.State(state))
-		switch sandbox.State(state) {
-		case sandbox.Creating, sandbox.Running, sandbox.Stopping, sandbox.Terminated, sandbox.Error:
-		default:
-			return nil, sandbox.Invalid("state", "there is no state %q; the states are creating, running, stopping, terminated and error", state)
+		if !slices.Contains(sandbox.States(), sandbox.State(state)) {
+			return nil, sandbox.Invalid("state", "there is no state %q; the states are %s", state, stateNames())
 		}
 	}
 	var err error
@@ -143,6 +143,14 @@ func (s *Server) listSandboxes(ctx context.Context, c *call, in *listInput) (*bo
 		return nil, err
 	}
 	return &body[api.SandboxList]{api.SandboxList{Sandboxes: each(all, fromSandbox), NextCursor: next}}, nil
+}
+
+func stateNames() string {
+	var names []string
+	for _, s := range sandbox.States() {
+		names = append(names, string(s))
+	}
+	return strings.Join(names, ", ")
 }
 
 // labels reads the parameters label.KEY and refuses those that the list doesn't know: a typo would list too much.

@@ -32,6 +32,8 @@ type Manager interface {
 	Sandboxes(ctx context.Context, f sandbox.Filter) (all []sandbox.Sandbox, next string, err error)
 	Terminate(ctx context.Context, account string, id sandbox.ID, reason string) (sandbox.Sandbox, error)
 	Update(ctx context.Context, account string, id sandbox.ID, c lifecycle.Change) (sandbox.Sandbox, error)
+	Suspend(ctx context.Context, account string, id sandbox.ID) (sandbox.Sandbox, error)
+	Resume(ctx context.Context, account string, id sandbox.ID) (sandbox.Sandbox, error)
 	Guest(ctx context.Context, account string, id sandbox.ID) (*guest.Client, error)
 	Images
 

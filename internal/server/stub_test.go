@@ -36,6 +36,7 @@ type stubManager struct {
 	get       func(account string, id sandbox.ID) (sandbox.Sandbox, error)
 	list      func(sandbox.Filter) ([]sandbox.Sandbox, string, error)
 	terminate func(context.Context, sandbox.ID) (sandbox.Sandbox, error)
+	suspend   func(context.Context, sandbox.ID) (sandbox.Sandbox, error) // and resume
 	startRun  func(sandbox.Run, guest.Command) (sandbox.Run, error)
 	output    func(ctx context.Context, run sandbox.Run, offset int64) iter.Seq2[guest.Frame, error]
 	run       func(id string) (sandbox.Run, error)
@@ -76,6 +77,17 @@ func (m *stubManager) Terminate(ctx context.Context, _ string, id sandbox.ID, _ 
 		return sandbox.Sandbox{}, errUnexpected
 	}
 	return m.terminate(ctx, id)
+}
+
+func (m *stubManager) Suspend(ctx context.Context, _ string, id sandbox.ID) (sandbox.Sandbox, error) {
+	if m.suspend == nil {
+		return sandbox.Sandbox{}, errUnexpected
+	}
+	return m.suspend(ctx, id)
+}
+
+func (m *stubManager) Resume(ctx context.Context, account string, id sandbox.ID) (sandbox.Sandbox, error) {
+	return m.Suspend(ctx, account, id)
 }
 
 func (m *stubManager) Guest(_ context.Context, _ string, id sandbox.ID) (*guest.Client, error) {

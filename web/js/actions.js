@@ -21,7 +21,7 @@ export function nextSandbox(session) {
   return next && live(next) ? next : store.sandboxOf(session.sandbox);
 }
 
-export const live = (sb) => Boolean(sb) && ["creating", "running", "stopping"].includes(sb.state);
+export const live = (sb) => Boolean(sb) && ["creating", "running", "suspending", "suspended", "resuming", "stopping"].includes(sb.state);
 
 // continueSession makes a new sandbox like the old one, on the same volume, and lets the session go on in it.
 export async function continueSession(session, old) {
@@ -47,6 +47,10 @@ export async function terminate(id) {
   }
   await store.readSandbox(id).catch(() => {});
 }
+
+// suspend and resume answer when it is done; meanwhile the event stream tells the state.
+export const suspend = async (id) => store.keepSandbox(await api.suspend(id));
+export const resume = async (id) => store.keepSandbox(await api.resume(id));
 
 export async function signOut() {
   try {

@@ -78,6 +78,8 @@ export async function health() {
 
 export const createSandbox = (options) => json("POST", "/sandbox?wait=false", options);
 export const sandbox = (id) => json("GET", `/sandbox/${q(id)}`);
+export const suspend = (id) => json("POST", `/sandbox/${q(id)}/suspend`);
+export const resume = (id) => json("POST", `/sandbox/${q(id)}/resume`);
 export const terminate = (id) => json("DELETE", `/sandbox/${q(id)}`);
 export const sandboxes = (limit = 200) => json("GET", `/sandbox?limit=${limit}`);
 

@@ -5,7 +5,7 @@ import { cx, html, useEffect, useState } from "../lib.js";
 import * as api from "../api.js";
 import * as outbox from "../outbox.js";
 import * as store from "../store.js";
-import { live, newSandbox, terminate } from "../actions.js";
+import { live, newSandbox, resume, suspend, terminate } from "../actions.js";
 import { duration, fullTime, mib, plural, sentence, volumeName } from "../format.js";
 import { go } from "../router.js";
 import { Icon } from "../components/icons.js";
@@ -24,7 +24,7 @@ const STEPS = [
   ["running", "Claude ready", "the first message can go"],
 ];
 
-const NAMES = { ...Object.fromEntries(STEPS.map(([k, n]) => [k, n])), stopping: "Stopping", terminated: "Terminated", error: "Failed" };
+const NAMES = { ...Object.fromEntries(STEPS.map(([k, n]) => [k, n])), suspending: "Suspending", suspended: "Suspended", resuming: "Resuming", refused: "Refused", stopping: "Stopping", terminated: "Terminated", error: "Failed" };
 const word = (kind) => NAMES[kind] || kind.charAt(0).toUpperCase() + kind.slice(1);
 
 // steps pairs the known steps with the events that came: {kind, name, text, at, took, state}. A step takes from the event
@@ -34,14 +34,14 @@ export function steps(events, sb) {
   let before = Date.parse(sb.created_at);
   const seen = new Set();
   for (const e of events) {
-    if (["stopping", "terminated", "error"].includes(e.kind) || seen.has(e.kind)) continue;
+    if (["suspending", "suspended", "resuming", "refused", "stopping", "terminated", "error"].includes(e.kind) || seen.has(e.kind)) continue;
     seen.add(e.kind);
     const at = Date.parse(e.at);
     out.push({ kind: e.kind, name: word(e.kind), text: e.text, at, took: Math.max(0, at - before), state: "done" });
     before = at;
   }
   const creating = sb.state === "creating";
-  const ended = !["creating", "running"].includes(sb.state);
+  const ended = !["creating", "running", "suspending", "suspended", "resuming"].includes(sb.state);
   const rest = STEPS.filter(([k]) => !seen.has(k));
   // Engines need not tell all steps: what comes before the last that was seen is not waited for.
   const last = Math.max(-1, ...STEPS.map(([k], i) => (seen.has(k) ? i : -1)));
@@ -95,7 +95,7 @@ const Facts = ({ sb }) => html`<dl class="facts">${[
   sb.memory_mib ? ["Memory", mib(sb.memory_mib)] : null,
   ...Object.entries(sb.labels || {}).map(([k, v]) => [`Label ${k}`, v]),
   ["Created", html`<${Ago} at=${sb.created_at} />`],
-  ["Ends", live(sb) ? html`in <${Left} until=${sb.expires_at} />, at the latest` : sb.ended_at ? html`ended <${Ago} at=${sb.ended_at} />` : "—"],
+  ["Ends", live(sb) ? html`in <${Left} until=${sb.suspended_until || sb.expires_at} />, ${sb.suspended_until ? "unless it is resumed" : "at the latest"}` : sb.ended_at ? html`ended <${Ago} at=${sb.ended_at} />` : "—"],
 ].filter(Boolean).map(([k, v]) => html`<div key=${k}><dt>${k}</dt><dd>${v}</dd></div>`)}</dl>`;
 
 function Sessions({ sb }) {
@@ -113,12 +113,13 @@ function EventLog({ events }) {
     <span class=${cx("ev", e.kind === "error" && "bad-t")}>${word(e.kind)}</span><span class="grow dim">${sentence(e.text)}</span></li>`)}</ol></div>`;
 }
 
-const CHIPS = { creating: ["note", "busy", "Creating"], running: ["go", "run", "Running"], stopping: ["note", "busy", "Stopping"], error: ["bad", "bad", "Failed"], terminated: ["", "off", "Stopped"] };
+const CHIPS = { creating: ["note", "busy", "Creating"], running: ["go", "run", "Running"], suspending: ["note", "busy", "Suspending"], suspended: ["", "idle", "Suspended"], resuming: ["note", "busy", "Resuming"], stopping: ["note", "busy", "Stopping"], error: ["bad", "bad", "Failed"], terminated: ["", "off", "Stopped"] };
 
 export function Sandbox({ id }) {
   const known = store.sandboxOf(id);
   const [problem, setProblem] = useState(null);
   const [ending, setEnding] = useState(false);
+  const [refusal, setRefusal] = useState(null);
   const [put, setPut] = useState(null);
   const events = useEvents(id);
   useEffect(() => {
@@ -151,10 +152,14 @@ export function Sandbox({ id }) {
     <${Queue} entries=${waiting} why=${creating ? "sent when the sandbox is ready" : "waits for the connection"} onEdit=${(text) => setPut({ text })} />`;
   return html`<header class="top"><a class="btn quiet icon only-phone" href="/sandboxes" aria-label="Back to sandboxes"><${Icon} name="back" /></a>
       <h1 class="cut">${sb.name}</h1><span class=${cx("chip", chip)} data-state=${sb.state}><${Dot} kind=${dot} />${state}</span><span class="grow"></span>
-      ${(creating || running) && html`<button type="button" class="btn small danger" onClick=${() => setEnding(true)}>${creating ? "Cancel" : "Terminate"}</button>`}</header>
+      ${running && html`<${Busy} class="btn small" onProblem=${setRefusal} onClick=${() => suspend(id)}>Suspend</${Busy}>`}
+      ${sb.state === "suspended" && html`<${Busy} class="btn small go" onProblem=${setRefusal} onClick=${() => resume(id)}>Resume</${Busy}>`}
+      ${(creating || running || sb.state === "suspended") && html`<button type="button" class="btn small danger" onClick=${() => setEnding(true)}>${creating ? "Cancel" : "Terminate"}</button>`}</header>
     ${!creating && html`<${Scoreboard} label=${`Sandbox ${sb.name}`} slots=${boardOf(sb, true)} />`}
     <div class="page"><div class="wrap">
       <${ProblemNotice} title="The sandbox's state could not be read anew." problem=${problem} />
+      <${ProblemNotice} title=${sb.state === "suspended" ? "The sandbox could not be resumed." : "The sandbox could not be suspended."} problem=${refusal} />
+      ${["suspending", "suspended", "resuming"].includes(sb.state) && html`<${Notice} kind="note" icon="clock" title=${{ suspending: "This sandbox is being suspended.", suspended: "This sandbox is suspended.", resuming: "This sandbox is being resumed." }[sb.state]}><span>Its processes are kept on disk, and go on where they were when it is resumed.</span></${Notice}>`}
       ${creating && html`<div class="make"><div class="block"><div class="ph"><h1>Starting your sandbox</h1></div>
           <p class="dim"><${Since} at=${Date.parse(sb.created_at)} /> so far. You can leave; it goes on.</p><${Steps} list=${list} /></div>
         <div class="block">${composer}<${Facts} sb=${sb} /></div></div>`}
@@ -176,8 +181,8 @@ export function boardOf(sb, here = false) {
   const ran = sb.started_at && sb.ended_at ? Date.parse(sb.ended_at) - Date.parse(sb.started_at) : null;
   return [
     { k: "Sandbox", v: here ? sb.name : html`<a href=${`/sandbox/${sb.id}`}>${sb.name}</a>`, dot },
-    { k: "State", v: { creating: "Creating", running: "Running", stopping: "Stopping", error: "Failed", terminated: "Stopped" }[sb.state] || sb.state, of: ended && sb.ended_at ? html`<${Ago} at=${sb.ended_at} />` : null },
-    ended ? { k: "Ran for", v: ran === null ? "—" : duration(ran) } : { k: "Stops in", v: html`<${Left} until=${sb.expires_at} />` },
+    { k: "State", v: (CHIPS[sb.state] || [])[2] || sb.state, of: ended && sb.ended_at ? html`<${Ago} at=${sb.ended_at} />` : null },
+    ended ? { k: "Ran for", v: ran === null ? "—" : duration(ran) } : { k: "Stops in", v: html`<${Left} until=${sb.suspended_until || sb.expires_at} />` },
     { k: "Volume", v: volumeName(sb.volume), title: sb.volume },
   ];
 }

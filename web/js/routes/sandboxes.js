@@ -26,6 +26,11 @@ export function doing(sb, sessions) {
       return busy
         ? { dot: "run", word: "Claude is working", sub: busy.title, session: busy }
         : { dot: "idle", word: "Idle", sub: here.length ? `${plural(here.length, "session")}, none is working` : "nothing is running", session: here[0] };
+    case "suspending":
+    case "resuming":
+      return { dot: "busy", word: sb.state === "suspending" ? "Suspending" : "Resuming", sub: "", session: here[0] };
+    case "suspended":
+      return { dot: "idle", word: "Suspended", sub: "on disk, with its processes", session: here[0] };
     case "stopping":
       return { dot: "busy", word: "Stopping", sub: sb.reason || "" };
     case "error":
@@ -53,7 +58,7 @@ function Row({ sb, onTerminate }) {
   return html`<tr>
     <td><div class="nm"><${Dot} kind=${d.dot} word=${d.word} /><span class="two"><a class="strong cut" href=${`/sandbox/${sb.id}`}>${sb.name}</a><span class="sub cut">${imageWord(sb)} · ${volumeName(sb.volume) === "unnamed" ? "unnamed volume" : sb.volume}</span></span></div></td>
     <td class="full"><span class=${cx("act", d.tone)}>${d.word}</span>${d.sub && html`<span class="sub cut" title=${d.sub}>${d.sub}</span>`}</td>
-    <td class="r sub hide">${live(sb) ? html`stops in <${Left} until=${sb.expires_at} />` : html`<${Ago} at=${sb.ended_at || sb.created_at} />`}</td>
+    <td class="r sub hide">${live(sb) ? html`stops in <${Left} until=${sb.suspended_until || sb.expires_at} />` : html`<${Ago} at=${sb.ended_at || sb.created_at} />`}</td>
     <td class="r"><span class="row-acts">${d.session && live(sb) && html`<a class="btn small" href=${`/session/${d.session.id}`}>Open</a>`}
       ${sb.state === "creating" && html`<a class="btn small" href=${`/sandbox/${sb.id}`}>Watch</a>`}
       ${live(sb) && sb.state !== "stopping" && html`<button type="button" class="btn small danger" onClick=${() => onTerminate(sb)}>Terminate<span class="vh"> ${sb.name}</span></button>`}
