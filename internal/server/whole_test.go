@@ -391,6 +391,8 @@ func TestAccountsAreApart(t *testing.T) {
 	for name, try := range map[string]func() error{
 		"get":       func() error { _, err := other.Sandbox(ctx, sb.ID); return err },
 		"terminate": func() error { _, err := other.Terminate(ctx, sb.ID); return err },
+		"suspend":   func() error { _, err := other.Suspend(ctx, sb.ID); return err },
+		"resume":    func() error { _, err := other.Resume(ctx, sb.ID); return err },
 		"exec":      func() error { _, err := other.ExecWait(ctx, sb.ID, api.Exec{Argv: []string{"true"}}); return err },
 		"runs":      func() error { _, err := other.Runs(ctx, sb.ID); return err },
 		"run":       func() error { _, err := other.Run(ctx, sb.ID, run.ID); return err },

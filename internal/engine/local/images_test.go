@@ -105,8 +105,8 @@ func (s *shop) dial(t *testing.T, ref engine.Ref) *guest.Client {
 	return c
 }
 
-// say runs a shell script and returns what it wrote, or fails the test.
-func say(t *testing.T, c *guest.Client, user, script string) string {
+// tell runs a shell script and returns what it wrote, or fails the test.
+func tell(t *testing.T, c *guest.Client, user, script string) string {
 	t.Helper()
 	id := sandbox.NewID("run_")
 	if _, err := c.Start(t.Context(), guest.Command{ID: id, User: user, Argv: []string{"sh", "-c", script}}); err != nil {
@@ -142,20 +142,20 @@ func TestImagesRun(t *testing.T) {
 			if single {
 				want = "0 0"
 			}
-			if got := say(t, c, "", "echo $(id -u) $(id -g)"); got != want {
+			if got := tell(t, c, "", "echo $(id -u) $(id -g)"); got != want {
 				t.Errorf("its user is %q, want %q", got, want)
 			}
-			if got := say(t, c, "", "echo kept > /workspace/file && cat /workspace/file && cat /etc/hostname"); got != "kept\nsandbox" {
+			if got := tell(t, c, "", "echo kept > /workspace/file && cat /workspace/file && cat /etc/hostname"); got != "kept\nsandbox" {
 				t.Errorf("volume and hostname: %q", got)
 			}
-			if got := say(t, c, "root", "echo new > /etc/new && rm /etc/group && ls /etc/new && ls /etc/group 2>/dev/null || echo gone"); got != "/etc/new\ngone" {
+			if got := tell(t, c, "root", "echo new > /etc/new && rm /etc/group && ls /etc/new && ls /etc/group 2>/dev/null || echo gone"); got != "/etc/new\ngone" {
 				t.Errorf("its root can't be written to: %q", got)
 			}
-			if got := say(t, c, "", "ls /usr/share 2>/dev/null | wc -l"); got != "0" {
+			if got := tell(t, c, "", "ls /usr/share 2>/dev/null | wc -l"); got != "0" {
 				t.Errorf("this machine's programs are to be seen: %q", got)
 			}
 			if os.Getenv("SANDLOT_TEST_CLAUDE") != "" {
-				if got := say(t, c, "", "HOME=/workspace /opt/sandlot/claude/bin/claude --version"); !strings.Contains(got, "Claude Code") {
+				if got := tell(t, c, "", "HOME=/workspace /opt/sandlot/claude/bin/claude --version"); !strings.Contains(got, "Claude Code") {
 					t.Errorf("the CLI says %q", got)
 				}
 			}
@@ -190,7 +190,7 @@ func TestDockerfileCommandsRun(t *testing.T) {
 	sp := spec()
 	sp.Image = p.Image
 	_, c := s.start(t, sp)
-	if got := say(t, c, "root", "cat /app/greeting /app/length; stat -c '%a %u' /app/greeting /usr/local/bin/busybox; ls /etc/nsswitch.conf /proc/1/x 2>/dev/null; echo $(whoami)"); got !=
+	if got := tell(t, c, "root", "cat /app/greeting /app/length; stat -c '%a %u' /app/greeting /usr/local/bin/busybox; ls /etc/nsswitch.conf /proc/1/x 2>/dev/null; echo $(whoami)"); got !=
 		"hello world\n15\n640 0\n755 1000\nroot" && !s.Capabilities().AgentIsRoot {
 		t.Errorf("the image holds %q", got)
 	}
@@ -219,21 +219,21 @@ func TestSnapshots(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			ref, c := s.start(t, sp)
-			say(t, c, "root", "mkdir -p /opt/tool /srv && echo v1 > /opt/tool/file && ln -s file /opt/tool/link && chmod 4711 /opt/tool/file && rm -f /etc/nsswitch.conf && "+
+			tell(t, c, "root", "mkdir -p /opt/tool /srv && echo v1 > /opt/tool/file && ln -s file /opt/tool/link && chmod 4711 /opt/tool/file && rm -f /etc/nsswitch.conf && "+
 				"echo secret > /workspace/mine && ln -s /proc/1/environ /srv/out && ln -s / /srv/root")
 			p, err := s.Snapshot(t.Context(), ref, sp)
 			if err != nil {
 				t.Fatal(err)
 			}
-			say(t, c, "root", "echo after > /opt/tool/file") // it goes on
+			tell(t, c, "root", "echo after > /opt/tool/file") // it goes on
 			next := sp
 			next.Image, next.Volume = p.Image, spec().Volume
 			ref2, c2 := s.start(t, next)
-			if got := say(t, c2, "root", "cat /opt/tool/link; stat -c %a /opt/tool/file; ls /etc/nsswitch.conf /workspace/mine 2>/dev/null; readlink /srv/out"); got != "v1\n4711\n/proc/1/environ" {
+			if got := tell(t, c2, "root", "cat /opt/tool/link; stat -c %a /opt/tool/file; ls /etc/nsswitch.conf /workspace/mine 2>/dev/null; readlink /srv/out"); got != "v1\n4711\n/proc/1/environ" {
 				t.Errorf("the new sandbox has %q", got)
 			}
 			// A snapshot of a sandbox of a snapshot, with the sandbox of the first one gone and its image collected.
-			say(t, c2, "root", "echo two > /opt/tool/two")
+			tell(t, c2, "root", "echo two > /opt/tool/two")
 			second, err := s.Snapshot(t.Context(), ref2, next)
 			if err != nil {
 				t.Fatal(err)

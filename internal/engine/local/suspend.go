@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -32,7 +33,9 @@ const (
 	imageDir  = "checkpoint"
 	imageUsed = "checkpoint.used"
 
-	pausing = "pausing" // in checkpoint.new: gVisor is about to be told to pause it
+	// In checkpoint.new: gVisor is about to be told to pause it, and has been.
+	pausing = "pausing"
+	paused  = "paused"
 )
 
 const (
@@ -131,7 +134,8 @@ func (e *Engine) killAll(k string) {
 	}
 }
 
-// load returns gVisor's view of a living run.
+// load returns gVisor's view of a living run. What it says of the run's status is of no use: a server that died while it restored the run
+// has left that wrong for ever, and package container panics over it. So below, its Sandbox is asked directly.
 func (e *Engine) load(k string) (*container.Container, error) {
 	procs, err := runtimeProcesses(e.conf.RootDir)
 	if err != nil {
@@ -177,10 +181,10 @@ func (e *Engine) suspend(ctx context.Context, en *entry, k string) error {
 		return errors.Join(err, conn.Close())
 	}
 	if err := e.checkpoint(ctx, k, c, conn); err != nil {
-		return errors.Join(refusal(err), e.thaw(ctx, k, c, false))
+		return e.refuse(ctx, k, c, refusal(err))
 	}
 	if err := syncDir(e.sandboxDir(k), func() error { return os.Rename(e.imagePath(k, imageNew), e.imagePath(k, imageDir)) }); err != nil {
-		return errors.Join(err, e.thaw(ctx, k, c, false))
+		return e.refuse(ctx, k, c, err)
 	}
 	return e.freeze(ctx, en, k)
 }
@@ -198,12 +202,15 @@ func (e *Engine) checkpoint(ctx context.Context, k string, c *container.Containe
 	if err := os.WriteFile(filepath.Join(dir, pausing), nil, 0o600); err != nil {
 		return err
 	}
-	if err := c.Pause(); err != nil {
+	if err := c.Sandbox.Pause(k); err != nil {
 		return fmt.Errorf("gVisor could not pause it: %w", explain(err))
+	}
+	if err := os.WriteFile(filepath.Join(dir, paused), nil, 0o600); err != nil {
+		return errors.Join(err, c.Sandbox.Resume(k)) // without the mark, nobody would know
 	}
 	// Resume means that gVisor doesn't kill it: it would do so even when it fails.
 	opts := gsandbox.CheckpointOpts{Compression: statefile.CompressionLevelNone, Resume: true}
-	if err := c.Checkpoint(e.conf, dir, opts); err != nil {
+	if err := c.Sandbox.Checkpoint(e.conf, k, dir, opts); err != nil {
 		return &checkpointError{err}
 	}
 	if err := writeManifest(dir); err != nil {
@@ -243,13 +250,12 @@ func (e *Engine) thaw(ctx context.Context, k string, c *container.Container, inh
 		return nil // it is being destroyed
 	}
 	var resumed error
-	paused := c.Status == container.Paused
-	if paused {
-		resumed = c.Resume() // waits for a checkpoint that an earlier process has begun
+	is := e.hasImage(k, filepath.Join(imageNew, paused))
+	if is {
+		resumed = c.Sandbox.Resume(k) // waits for a checkpoint that an earlier process has begun
 	}
 	err := e.comeBack(ctx, k, c)
-	_, tried := os.Lstat(filepath.Join(e.imagePath(k, imageNew), pausing))
-	if err != nil && inherited && !paused && tried == nil && ctx.Err() == nil {
+	if err != nil && inherited && !is && e.hasImage(k, filepath.Join(imageNew, pausing)) && ctx.Err() == nil {
 		// That process died between pausing it and noting so: a guest that isn't paused would have come back.
 		resumed = c.Sandbox.Resume(k)
 		err = e.comeBack(ctx, k, c)
@@ -260,11 +266,20 @@ func (e *Engine) thaw(ctx context.Context, k string, c *container.Container, inh
 	return os.RemoveAll(e.imagePath(k, imageNew))
 }
 
+// refuse lets a sandbox go on that could not be suspended because of err, which it returns. If it does not go on, err is no more than
+// a part of the story.
+func (e *Engine) refuse(ctx context.Context, k string, c *container.Container, err error) error {
+	if thawErr := e.thaw(ctx, k, c, false); thawErr != nil {
+		return fmt.Errorf("%w (it was to be let go on because of: %s)", thawErr, err.Error())
+	}
+	return err
+}
+
 // comeBack returns when the guest can be reached again. What was restored is then no longer needed.
 func (e *Engine) comeBack(ctx context.Context, k string, c *container.Container) error {
 	ctx, cancel := context.WithTimeout(ctx, comeBackLimit)
 	defer cancel()
-	if err := c.SignalContainer(signalBack, false); err != nil { // without it, it comes back later
+	if err := c.Sandbox.SignalContainer(k, signalBack, false); err != nil { // without it, it comes back later
 		e.cfg.Log.Warn("a guest is not told that it is back", "sandbox", k, "err", err)
 	}
 	if err := e.await(ctx, k, c.SandboxPid()); err != nil {
@@ -384,6 +399,7 @@ func (e *Engine) recoverResume(ctx context.Context, en *entry, k string) (restor
 	}
 	err = c.WaitRestore()
 	if err == nil {
+		e.expose(k)
 		return true, e.comeBack(ctx, k, c)
 	}
 	if !strings.Contains(err.Error(), "is not being restored") && !strings.Contains(err.Error(), "estore failed") {
@@ -393,6 +409,21 @@ func (e *Engine) recoverResume(ctx context.Context, en *entry, k string) (restor
 		return false, err
 	}
 	return false, e.mark(k, imageUsed, imageDir)
+}
+
+// expose makes the host's kernel take a run's processes first, which gVisor does last when it restores.
+func (e *Engine) expose(k string) {
+	procs, err := runtimeProcesses(e.conf.RootDir)
+	var pids []int
+	for _, p := range procs.of(k) {
+		pids = append(pids, p.pid)
+	}
+	for _, pid := range descendants(pids) {
+		err = errors.Join(err, os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte(strconv.Itoa(oomScore)), 0))
+	}
+	if err != nil {
+		e.cfg.Log.Warn("a sandbox is no more likely to be killed for memory than others", "sandbox", k, "err", err)
+	}
 }
 
 // roomForImage refuses a suspension that would fill the host's disk.
