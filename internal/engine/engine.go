@@ -67,9 +67,12 @@ type Capabilities struct {
 	MaxLifetime time.Duration // 0 = not bounded by the engine
 	Images      []string      // kinds of image: "host"
 	Networks    []sandbox.NetworkMode
-	CPU         bool // Spec.CPU is enforced
-	Memory      bool // Spec.MemoryMiB is enforced
-	Disk        bool // Spec.DiskMiB is enforced
+	Limits      sandbox.LimitedBy // how each limit of a Spec is kept; "" = not at all
+
+	CPUs      int    // cores that a sandbox may ask for; 0 = not known
+	MemoryMiB int64  // memory that a sandbox may ask for; 0 = not known
+	GPUs      int    // that there are
+	NoGPU     string // for people: why there are none
 
 	// AgentIsRoot says that everything in a sandbox runs as uid 0, which stands for an ordinary user of the host.
 	AgentIsRoot bool
@@ -92,6 +95,7 @@ const (
 type Status struct {
 	Phase  Phase
 	Reason string // for people, when it ended by itself
+	OOM    bool   // it ended because it used more memory than it has; never a guess
 }
 
 // Listed is a run that an engine holds.

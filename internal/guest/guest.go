@@ -65,6 +65,7 @@ const (
 	StateExited   State = "exited"
 	StateSignaled State = "signaled"
 	StateTimeout  State = "timeout" // Code and Signal tell what the kill led to
+	StateOOM      State = "oom"     // killed by the guest because the sandbox's memory was used up
 )
 
 // Run is one process and what the guest knows of it.
@@ -108,6 +109,15 @@ const MaxFrame = 64 << 10
 type Setup struct {
 	Env      map[string]string `json:"env"`      // of every process
 	Deadline time.Time         `json:"deadline"` // the guest ends itself then, though the host is gone
+	Limits   Limits            `json:"limits,omitzero"`
+}
+
+// Limits are what the guest keeps the processes within that it starts. 0 = not limited, or as the engine started the guest.
+type Limits struct {
+	Memory    int64 `json:"memory,omitempty"`     // bytes of the whole sandbox; when nine tenths are used, the largest run is killed
+	PIDs      int64 `json:"pids,omitempty"`       // processes and threads of one user
+	OpenFiles int64 `json:"open_files,omitempty"` // of one process
+	Output    int64 `json:"output,omitempty"`     // bytes per second of all runs together; who writes faster waits
 }
 
 // Info is what a guest says of itself.

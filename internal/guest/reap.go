@@ -30,6 +30,10 @@ type nursery struct {
 	jobs  chan func()
 	log   *slog.Logger
 
+	files  sync.RWMutex    // held while descriptors are short, see fork
+	own    *syscall.Rlimit // of descriptors; nil = what is started has ours
+	theirs syscall.Rlimit  // guarded by mu
+
 	mu       sync.Mutex
 	children map[int]*child
 
@@ -54,6 +58,7 @@ func newNursery(confine bool, log *slog.Logger) *nursery {
 				log.Warn("orphans won't be reaped", "err", err)
 			}
 		}
+		n.raiseOwnFiles()
 		n.jobs = make(chan func())
 		n.wg.Go(n.confined)
 	}
@@ -91,7 +96,7 @@ func (n *nursery) start(path string, argv []string, attr *syscall.ProcAttr) (*ch
 	defer n.mu.Unlock()
 	var pid int
 	var err error
-	fork := func() { pid, err = syscall.ForkExec(path, argv, attr) }
+	fork := func() { pid, err = n.fork(path, argv, attr) }
 	if n.jobs == nil {
 		fork()
 	} else {

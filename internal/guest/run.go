@@ -28,6 +28,7 @@ type run struct {
 	grace   time.Duration
 	timeout time.Duration
 	quiet   *suspension
+	output  *throttle
 
 	ctx    context.Context // done when the run has ended: bounds work on its input
 	cancel context.CancelFunc
@@ -35,18 +36,26 @@ type run struct {
 	wg     sync.WaitGroup // everything that works for it, also after its end
 
 	mu    sync.Mutex
-	state Run // First and Next aside
+	state Run  // First and Next aside
+	oom   bool // it was killed because memory was used up
 }
 
 // spawn starts the process that p describes and everything that serves it.
 func (s *Server) spawn(p plan) (*run, error) {
-	streams, err := openStdio(p.cmd.Stdio, p.cmd.Size, p.uid, p.gid)
+	streams, err := s.openStdio(p)
 	if err != nil {
 		return nil, &Error{Status: 500, Code: "start_failed", Detail: err.Error()}
 	}
 	j, err := newJournal(s.journalDir(p.cmd.ID), s.cfg.JournalLimit, func(err error) {
 		s.log.Error("output is being lost", "run", p.cmd.ID, "err", err)
 	})
+	if err == nil {
+		j.open = func(path string) (segmentFile, error) {
+			s.nursery.files.RLock()
+			defer s.nursery.files.RUnlock()
+			return createSegment(path)
+		}
+	}
 	if err != nil {
 		streams.closeChild()
 		streams.close()
@@ -74,6 +83,7 @@ func (s *Server) spawn(p plan) (*run, error) {
 		grace:   s.cfg.Grace,
 		timeout: p.cmd.Timeout,
 		quiet:   &s.quiet,
+		output:  &s.output,
 		ended:   make(chan struct{}),
 		state:   Run{ID: p.cmd.ID, Argv: p.cmd.Argv, PID: child.pid, State: StateRunning, StartedAt: time.Now().UTC()},
 	}
@@ -81,6 +91,12 @@ func (s *Server) spawn(p plan) (*run, error) {
 	r.wg.Go(func() { r.feed(p.cmd.Stdin, !p.cmd.Open) })
 	r.wg.Go(r.supervise)
 	return r, nil
+}
+
+func (s *Server) openStdio(p plan) (*stdio, error) {
+	s.nursery.files.RLock()
+	defer s.nursery.files.RUnlock()
+	return openStdio(p.cmd.Stdio, p.cmd.Size, p.uid, p.gid)
 }
 
 // feed writes what stdin begins with.
@@ -92,7 +108,7 @@ func (r *run) feed(b []byte, last bool) {
 func (r *run) supervise() {
 	active := make(chan struct{}, 1)
 	for _, o := range r.io.outs {
-		r.wg.Go(func() { o.pump(r.journal, active, r.child.done) })
+		r.wg.Go(func() { o.pump(r.journal, active, r.child.done, r.output) })
 	}
 	late := r.wait()
 	over := time.Now().UTC()
@@ -178,6 +194,9 @@ func (r *run) drain(active <-chan struct{}) {
 		}
 	}
 	for _, o := range r.io.outs {
+		close(o.cut)
+	}
+	for _, o := range r.io.outs {
 		if o.file.SetReadDeadline(time.Unix(1, 0)) != nil {
 			return // nothing can be told to this stream; the journal refuses what comes after its end
 		}
@@ -197,8 +216,11 @@ func (r *run) finish(late bool, over time.Time) {
 	default:
 		st.State, st.Signal = StateSignaled, signalName(status.Signal())
 	}
-	if late {
+	switch {
+	case late:
 		st.State = StateTimeout
+	case r.oom && status.Signaled() && status.Signal() == syscall.SIGKILL:
+		st.State = StateOOM
 	}
 	st.EndedAt = over
 	st.First, st.Next = r.journal.bounds()
@@ -254,6 +276,21 @@ func (r *run) signal(sig syscall.Signal) bool {
 	}
 	var known map[int]process
 	if !r.nursery.signal(r.child, func(pid int) { known = signalFamily(pid, nil, sig) }) {
+		return false
+	}
+	killFamily(r.child.pid, known)
+	return true
+}
+
+// outOfMemory kills everything of the run and notes why; false if its first process has ended by itself.
+func (r *run) outOfMemory() bool {
+	var known map[int]process
+	if !r.nursery.signal(r.child, func(pid int) {
+		r.mu.Lock()
+		r.oom = true
+		r.mu.Unlock()
+		known = signalFamily(pid, nil, syscall.SIGKILL)
+	}) {
 		return false
 	}
 	killFamily(r.child.pid, known)

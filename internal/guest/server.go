@@ -37,6 +37,8 @@ type Config struct {
 	Confine bool
 	Furnish bool          // Main adds what an image lacks; only where the file system is the sandbox's own
 	Grace   time.Duration // between TERM and KILL; 0 = 5 s
+	// MemoryUsed tells how many bytes of the sandbox's memory are used; nil = by /proc/meminfo, if Confine.
+	MemoryUsed func() (int64, error)
 	// GatewayWait is how long a connection to GatewayAddr waits for a host that is away, restarting perhaps; 0 = 60 s.
 	GatewayWait time.Duration
 	// QuietLimit is how long the guest waits, out of reach, for a checkpoint that doesn't come; 0 = 15 s.
@@ -61,8 +63,11 @@ type Server struct {
 	env      map[string]string
 	ready    bool
 	deadline time.Time
+	limits   Limits
 	stopped  bool // no connection is taken any more
 
+	output  throttle
+	limited chan struct{}      // the limit of memory may have changed
 	moved   chan struct{}      // the deadline has changed
 	ctx     context.Context    // done when the server is to stop serving
 	cancel  context.CancelFunc //
@@ -92,6 +97,7 @@ func NewServer(cfg Config) (*Server, error) {
 		started:     time.Now().UTC(),
 		deadline:    cfg.Deadline,
 		noSetGroups: setGroupsDenied(),
+		limited:     make(chan struct{}, 1),
 		moved:       make(chan struct{}, 1),
 		closing:     make(chan struct{}),
 		done:        make(chan struct{}),
@@ -121,6 +127,7 @@ func NewServer(cfg Config) (*Server, error) {
 	}
 	s.nursery = newNursery(cfg.Confine, s.log)
 	s.wg.Go(s.watchDeadline)
+	s.wg.Go(s.watchMemory)
 	return s, nil
 }
 
@@ -358,13 +365,25 @@ func (s *Server) setup(in Setup) error {
 	if err := checkEnv(in.Env); err != nil {
 		return err
 	}
+	if l := in.Limits; l.Memory < 0 || l.PIDs < 0 || l.OpenFiles < 0 || l.Output < 0 {
+		return refuse("bad_limits", "limits", "a limit can't be negative")
+	}
+	if err := s.nursery.limit(in.Limits); err != nil {
+		return err
+	}
+	s.output.set(in.Limits.Output)
 	s.mu.Lock()
-	s.env, s.ready = in.Env, true
+	s.env, s.ready, s.limits = in.Env, true, in.Limits
 	if !in.Deadline.IsZero() {
 		s.deadline = in.Deadline
 	}
 	s.mu.Unlock()
-	s.touchDeadline()
+	for _, tell := range []chan struct{}{s.moved, s.limited} {
+		select {
+		case tell <- struct{}{}:
+		default:
+		}
+	}
 	return nil
 }
 

@@ -195,27 +195,39 @@ type output struct {
 	kind Kind
 	file *os.File
 	done chan struct{} // closed when nothing more goes into the journal
+	cut  chan struct{} // closed when nobody waits for more
 }
 
 func newOutput(kind Kind, file *os.File) *output {
-	return &output{kind: kind, file: file, done: make(chan struct{})}
+	return &output{kind: kind, file: file, done: make(chan struct{}), cut: make(chan struct{})}
 }
 
 // pump journals all that comes, and tells active of it without waiting. Once its read deadline has passed it goes on reading
 // into nothing, so that what still holds the stream open neither blocks nor dies of SIGPIPE. It returns at the stream's end,
 // but never before gone is closed, the end of the process: closing our end of a terminal would hang up on one that has just closed
 // its own, as many do on their way out.
-func (o *output) pump(j *journal, active chan<- struct{}, gone <-chan struct{}) {
+func (o *output) pump(j *journal, active chan<- struct{}, gone <-chan struct{}, speed *throttle) {
 	buf := make([]byte, 32<<10)
+	left := pipeSize // of what the process wrote before its end, which comes as fast as it can
 	var err error
 	for last := false; err == nil; {
 		var n int
-		n, err = o.file.Read(buf)
+		n, err = o.file.Read(buf[:speed.portion(len(buf))])
 		if n > 0 {
 			j.append(o.kind, buf[:n])
 			select {
 			case active <- struct{}{}:
 			default:
+			}
+			select {
+			case <-gone:
+				if left -= n; left < 0 {
+					speed.wait(n, nil, o.cut)
+				} else {
+					speed.pay(n)
+				}
+			default:
+				speed.wait(n, gone, o.cut)
 			}
 		}
 		if errors.Is(err, syscall.EIO) && !last { // nobody has the terminal open, but somebody may open it again
@@ -234,6 +246,9 @@ func (o *output) pump(j *journal, active chan<- struct{}, gone <-chan struct{}) 
 	<-gone
 	_ = o.file.Close() // only read from
 }
+
+// pipeSize is how much a pipe holds.
+const pipeSize = 64 << 10
 
 // reopenPause is how often a terminal that nobody has open is looked at.
 const reopenPause = 20 * time.Millisecond

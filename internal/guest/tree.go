@@ -13,8 +13,9 @@ import (
 type process struct {
 	pid, parent, group, session int
 
-	began string // its start time, which with the pid names it for good
-	dead  bool   // a zombie
+	resident int64  // bytes of memory that it has in use
+	began    string // its start time, which with the pid names it for good
+	dead     bool   // a zombie
 }
 
 // processes lists everything that /proc shows. What can't be read has ended in between.
@@ -56,6 +57,11 @@ func parseStat(b []byte) (process, bool) {
 	}
 	p.dead = f[0][0] == 'Z' || f[0][0] == 'X'
 	p.began = string(f[19])
+	if len(f) > 21 {
+		if pages, err := strconv.ParseInt(string(f[21]), 10, 64); err == nil {
+			p.resident = pages * int64(os.Getpagesize())
+		}
+	}
 	return p, true
 }
 

@@ -40,6 +40,11 @@ type Spec struct {
 	Timeout   time.Duration     `json:"timeout"`
 	GPU       string            `json:"gpu,omitempty"` // "" = none; "all", or a number of them
 	Network   Network           `json:"network"`
+
+	PIDs       int64     `json:"pids,omitempty"`         // processes and threads; always limited
+	OpenFiles  int64     `json:"open_files,omitempty"`   // per process; always limited
+	OutputKiBS int64     `json:"output_kib_s,omitempty"` // of all runs together; 0 = not limited
+	LimitedBy  LimitedBy `json:"limited_by,omitzero"`    // as the engine said when the sandbox was admitted
 }
 
 // Volume is a persistent directory of an account.
@@ -85,6 +90,7 @@ const (
 	RunExited   RunState = "exited"   // ExitCode is set
 	RunSignaled RunState = "signaled" // Signal is set
 	RunTimeout  RunState = "timeout"  // we killed it at its time limit
+	RunOOM      RunState = "oom"      // killed because the sandbox's memory was used up
 	RunLost     RunState = "lost"     // its end was not seen
 )
 
@@ -99,7 +105,7 @@ type Run struct {
 	State    RunState
 	ExitCode *int   // nil unless observed
 	Signal   string // "SIGKILL", …; "" unless observed
-	Reason   string // why it is lost, for people
+	Reason   string // why it is lost, or what killed it, for people
 
 	// Mirrored is the offset in the guest's journal up to which the run's output has been taken over into the store.
 	Mirrored  int64

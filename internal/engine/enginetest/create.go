@@ -108,10 +108,10 @@ func createBadSpecIsRefused(t *testing.T, s suite) {
 		"workdir": func(spec *sandbox.Spec) { spec.Workdir = "not/absolute" },
 		"network": func(spec *sandbox.Spec) { spec.Network.Mode = "wormhole" },
 	}
-	if !caps.CPU {
+	if caps.Limits.CPU == "" {
 		bad["cpu"] = func(spec *sandbox.Spec) { spec.CPU = 0.5 }
 	}
-	if !caps.Memory {
+	if caps.Limits.Memory == "" {
 		bad["memory"] = func(spec *sandbox.Spec) { spec.MemoryMiB = 256 }
 	}
 	for what, spoil := range bad {

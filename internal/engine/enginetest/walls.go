@@ -107,7 +107,7 @@ func envDoesNotLeak(t *testing.T, s suite) {
 }
 
 func diskLimit(t *testing.T, s suite) {
-	if !s.e.Capabilities().Disk {
+	if s.e.Capabilities().Limits.Disk == "" {
 		t.Skip("this engine doesn't limit the writable layer")
 	}
 	c := s.create(t, func(spec *sandbox.Spec) { spec.DiskMiB = 32 }).dial(t, nil)

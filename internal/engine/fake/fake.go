@@ -42,6 +42,13 @@ type Config struct {
 	// Hook, if not nil, is called at each Op, on the caller's goroutine; ref is zero for List. Its error, if any, is the
 	// method's. It may wait, but should heed ctx.
 	Hook func(ctx context.Context, op Op, ref engine.Ref) error
+
+	// Limits are what it claims to keep: none of them is kept, and what is known of the use of memory is what the World was told.
+	// Without it, it claims what the guest does.
+	Limits sandbox.LimitedBy
+	// CPUs and MemoryMiB are the size of the machine that it claims to have; 0 = not known.
+	CPUs      int
+	MemoryMiB int64
 }
 
 // Engine is one process's hold on a World.
@@ -82,8 +89,15 @@ var networks = []sandbox.NetworkMode{sandbox.NetworkNone, sandbox.NetworkEgress}
 func (e *Engine) Capabilities() engine.Capabilities {
 	return engine.Capabilities{
 		Name: "fake", Images: []string{sandbox.HostImage}, Networks: networks,
+		Limits: e.limits(), CPUs: e.cfg.CPUs, MemoryMiB: e.cfg.MemoryMiB, NoGPU: "a fake has no GPU",
 		AgentIsRoot: os.Getuid() == 0, Isolation: "none: processes of this machine, for tests only",
 	}
+}
+
+func (e *Engine) limits() sandbox.LimitedBy {
+	l := e.cfg.Limits
+	l.Output = sandbox.ByGuest
+	return l
 }
 
 func (e *Engine) hook(ctx context.Context, op Op, ref engine.Ref) error {
@@ -101,7 +115,7 @@ func (e *Engine) hook(ctx context.Context, op Op, ref engine.Ref) error {
 
 // Create starts a guest in this process.
 func (e *Engine) Create(ctx context.Context, ref engine.Ref, spec sandbox.Spec) ([]byte, error) {
-	if err := check(spec); err != nil {
+	if err := e.check(spec); err != nil {
 		return nil, err
 	}
 	if err := e.hook(ctx, Create, ref); err != nil {
@@ -132,7 +146,8 @@ func (e *Engine) Create(ctx context.Context, ref engine.Ref, spec sandbox.Spec) 
 	return r.handle(), nil
 }
 
-func check(spec sandbox.Spec) error {
+func (e *Engine) check(spec sandbox.Spec) error {
+	limits := e.limits()
 	switch {
 	case !spec.Image.IsHost():
 		return fmt.Errorf("fake: %w: there is no image %q", sandbox.ErrInvalid, spec.Image.Source)
@@ -140,7 +155,7 @@ func check(spec sandbox.Spec) error {
 		return fmt.Errorf("fake: %w: the workdir %q isn't absolute", sandbox.ErrInvalid, spec.Workdir)
 	case spec.Network.Mode == sandbox.NetworkOpen || !slices.Contains(networks, spec.Network.Mode):
 		return fmt.Errorf("fake: %w: network %q", sandbox.ErrUnsupported, spec.Network.Mode)
-	case spec.CPU != 0 || spec.MemoryMiB != 0:
+	case spec.CPU != 0 && limits.CPU == "" || spec.MemoryMiB != 0 && limits.Memory == "":
 		return fmt.Errorf("fake: %w: limits of CPU and memory", sandbox.ErrUnsupported)
 	case !filepath.IsLocal(spec.Volume.ID):
 		return fmt.Errorf("fake: %w: volume %q", sandbox.ErrInvalid, spec.Volume.ID)

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sandlot-dev/sandlot/internal/engine"
@@ -19,6 +20,8 @@ import (
 // World is the machine that fake engines run on. It outlives them, as a real machine outlives a server.
 type World struct {
 	dir string
+
+	memory atomic.Int64
 
 	mu   sync.Mutex
 	runs map[key]*run
@@ -48,6 +51,19 @@ func (w *World) Kill(ref engine.Ref) {
 		r.end("it was killed")
 	}
 }
+
+// KillOOM ends a run as Kill does, for having used up its memory.
+func (w *World) KillOOM(ref engine.Ref) {
+	if r, ok := w.find(ref); ok {
+		r.mu.Lock()
+		r.oom = true
+		r.mu.Unlock()
+		r.end("out of memory: it used more than it has")
+	}
+}
+
+// UseMemory tells the guests how much memory of their sandboxes is used.
+func (w *World) UseMemory(bytes int64) { w.memory.Store(bytes) }
 
 // Gateway returns the address at which the run's processes reach the host's gateway; "" if there is no such run.
 func (w *World) Gateway(ref engine.Ref) string {
@@ -107,6 +123,7 @@ func (w *World) make(r *run, spec sandbox.Spec) error {
 		StateDir: filepath.Join(r.dir, "state"), Workdir: workdir, AgentUID: os.Getuid(), AgentGID: os.Getgid(),
 		Deadline: time.Now().Add(spec.Timeout), GatewayAddr: "127.0.0.1:0", GatewayWait: 10 * time.Second, Version: "fake",
 		QuietLimit: never, // as if the guest were paused
+		MemoryUsed: func() (int64, error) { return w.memory.Load(), nil },
 	})
 	if err != nil {
 		return fmt.Errorf("fake: create: %w", err)
@@ -159,6 +176,7 @@ type run struct {
 	mu     sync.Mutex
 	server *guest.Server // nil until it is whole
 	reason string        // why it is gone
+	oom    bool          // it is that memory was used up
 	// suspended says that it is; stopped are the processes that were stopped for it.
 	suspended bool
 	stopped   []int
@@ -190,7 +208,7 @@ func (r *run) status() engine.Status {
 	defer r.mu.Unlock()
 	switch {
 	case r.isGone():
-		return engine.Status{Phase: engine.PhaseGone, Reason: r.reason}
+		return engine.Status{Phase: engine.PhaseGone, Reason: r.reason, OOM: r.oom}
 	case r.server == nil:
 		return engine.Status{Phase: engine.PhaseStarting}
 	case r.suspended:

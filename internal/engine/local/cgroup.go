@@ -2,6 +2,7 @@ package local
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -24,27 +25,24 @@ import (
 // cgroups places sandboxes in cgroups of their own, v1 or v2. gVisor's own code for that would, on v1, move the calling
 // process along. The zero value, a host that has none we may use, limits nothing.
 type cgroups struct {
-	memoryDir, cpuDir string // our directory in each hierarchy; the same one on v2; "" = not to be had
-	v2                bool
+	dirs map[string]string // by controller: our directory in its hierarchy, the same one on v2; none that is not to be had
+	v2   bool
 }
 
-func (c cgroups) cpu() bool    { return c.cpuDir != "" }
-func (c cgroups) memory() bool { return c.memoryDir != "" }
+// controllers are those that sandboxes are limited by.
+var controllers = []string{"memory", "cpu", "pids"}
 
-func (c cgroups) String() string {
-	version := "v1"
-	if c.v2 {
-		version = "v2"
-	}
+func (c cgroups) has(controller string) bool { return c.dirs[controller] != "" }
+
+// by names what limits a controller's resource, or says else.
+func (c cgroups) by(controller, otherwise string) string {
 	switch {
-	case c.cpu() && c.memory():
-		return "cgroup " + version + ": CPU and memory"
-	case c.cpu():
-		return "cgroup " + version + ": CPU only"
-	case c.memory():
-		return "cgroup " + version + ": memory only"
+	case !c.has(controller):
+		return otherwise
+	case c.v2:
+		return sandbox.ByCgroup2
 	default:
-		return "no cgroup that may be used"
+		return sandbox.ByCgroup1
 	}
 }
 
@@ -54,34 +52,42 @@ func installation(dir string) string {
 	return "sandlot-" + hex.EncodeToString(sum[:4])
 }
 
-// findCgroups looks for hierarchies in which a directory can be made.
-func findCgroups(name string) cgroups {
+// hostCgroups looks for hierarchies of this host in which a directory can be made.
+func hostCgroups(name string) cgroups {
 	f, err := os.Open("/proc/self/mounts")
 	if err != nil {
 		return cgroups{}
 	}
 	defer f.Close()
-	v1, v2 := parseMounts(f)
-	var c cgroups
-	for controller, dir := range map[string]*string{"memory": &c.memoryDir, "cpu": &c.cpuDir} {
-		if mount, ok := v1[controller]; ok && usable(filepath.Join(mount, name)) {
-			*dir = filepath.Join(mount, name)
+	return findCgroups(name, f)
+}
+
+// findCgroups is hostCgroups with the mounts to look at.
+func findCgroups(name string, mounts io.Reader) cgroups {
+	v1, v2 := parseMounts(mounts)
+	c := cgroups{dirs: map[string]string{}}
+	for controller, mount := range v1 {
+		if dir := filepath.Join(mount, name); usable(dir) {
+			c.dirs[controller] = dir
 		}
 	}
-	if c.cpu() || c.memory() || v2 == "" {
+	if len(v1) > 0 || v2 == "" {
 		return c
 	}
 	// v2: the controllers must be handed down twice, to our directory and from there to the sandboxes'.
 	dir := filepath.Join(v2, name)
-	for _, d := range []string{v2, dir} {
-		if d == dir && !usable(dir) {
-			return cgroups{}
-		}
-		if err := os.WriteFile(filepath.Join(d, "cgroup.subtree_control"), []byte("+cpu +memory"), 0); err != nil {
-			return cgroups{}
+	if !usable(dir) {
+		return c
+	}
+	c.v2 = true
+	for _, controller := range controllers {
+		down := []byte("+" + controller)
+		if os.WriteFile(filepath.Join(v2, "cgroup.subtree_control"), down, 0) == nil &&
+			os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), down, 0) == nil {
+			c.dirs[controller] = dir
 		}
 	}
-	return cgroups{memoryDir: dir, cpuDir: dir, v2: true}
+	return c
 }
 
 func usable(dir string) bool {
@@ -100,7 +106,7 @@ func parseMounts(r io.Reader) (v1 map[string]string, v2 string) {
 		switch f[2] {
 		case "cgroup":
 			for _, option := range strings.Split(f[3], ",") {
-				if option == "memory" || option == "cpu" {
+				if slices.Contains(controllers, option) {
 					v1[option] = f[1]
 				}
 			}
@@ -111,39 +117,69 @@ func parseMounts(r io.Reader) (v1 map[string]string, v2 string) {
 	return v1, v2
 }
 
-const cpuPeriodUS = 100_000
+const (
+	cpuPeriodUS = 100_000
 
-// place moves the processes, and the children they have so far, under spec's limits. Without any limit it does nothing.
-func (c cgroups) place(k string, spec sandbox.Spec, pids ...int) error {
-	limits := map[string]map[string]string{} // directory → file → value
-	if spec.MemoryMiB > 0 {
-		file := "memory.limit_in_bytes"
+	// gvisorMiB is what gVisor's own processes may use beside the sandbox's memory: about 50 idle, more with many processes.
+	gvisorMiB = 128
+
+	// A process inside costs some on the host, and gVisor itself has some.
+	hostPerProcess, hostProcesses = 3, 300
+)
+
+// setting is a value for a file of a cgroup.
+type setting struct {
+	controller, file, value string
+	optional                bool // not every kernel has the file
+}
+
+// settings are what spec asks of the sandbox's cgroups.
+func (c cgroups) settings(spec sandbox.Spec) []setting {
+	var all []setting
+	add := func(controller, v1, v2, value string, optional bool) {
+		file := v1
 		if c.v2 {
-			file = "memory.max"
+			file = v2
 		}
-		limits[filepath.Join(c.memoryDir, k)] = map[string]string{file: strconv.FormatInt(spec.MemoryMiB<<20, 10)}
+		if c.has(controller) && file != "" {
+			all = append(all, setting{controller, file, value, optional})
+		}
+	}
+	if spec.MemoryMiB > 0 {
+		bytes := strconv.FormatInt((spec.MemoryMiB+gvisorMiB)<<20, 10)
+		add("memory", "memory.limit_in_bytes", "memory.max", bytes, false)
+		add("memory", "memory.memsw.limit_in_bytes", "", bytes, true) // memory and swap together
+		add("memory", "", "memory.swap.max", "0", true)
+		add("memory", "", "memory.oom.group", "1", true) // half a sandbox is of no use
 	}
 	if spec.CPU > 0 {
-		dir := filepath.Join(c.cpuDir, k)
-		if limits[dir] == nil {
-			limits[dir] = map[string]string{}
-		}
 		quota := strconv.FormatInt(int64(spec.CPU*cpuPeriodUS), 10)
 		if c.v2 {
-			limits[dir]["cpu.max"] = quota + " " + strconv.Itoa(cpuPeriodUS)
-		} else {
-			limits[dir]["cpu.cfs_quota_us"] = quota
+			quota += " " + strconv.Itoa(cpuPeriodUS)
 		}
+		add("cpu", "cpu.cfs_quota_us", "cpu.max", quota, false)
 	}
-	for dir, files := range limits {
+	// The processes inside are counted by gVisor's kernel. This is for what breaks out of it.
+	add("pids", "pids.max", "pids.max", strconv.FormatInt(cmp.Or(spec.PIDs, sandbox.DefaultPIDs)*hostPerProcess+hostProcesses, 10), false)
+	return all
+}
+
+// place moves the processes, and the children they have so far, under spec's limits.
+func (c cgroups) place(k string, spec sandbox.Spec, pids ...int) error {
+	var placed []string
+	for _, s := range c.settings(spec) {
+		dir := filepath.Join(c.dirs[s.controller], k)
 		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
 		}
-		for file, value := range files {
-			if err := os.WriteFile(filepath.Join(dir, file), []byte(value), 0); err != nil {
-				return err
-			}
+		if err := os.WriteFile(filepath.Join(dir, s.file), []byte(s.value), 0); err != nil && !s.optional {
+			return err
 		}
+		if !slices.Contains(placed, dir) {
+			placed = append(placed, dir)
+		}
+	}
+	for _, dir := range placed {
 		for _, pid := range descendants(pids) {
 			err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0)
 			if err != nil && !errors.Is(err, unix.ESRCH) {
@@ -152,6 +188,28 @@ func (c cgroups) place(k string, spec sandbox.Spec, pids ...int) error {
 		}
 	}
 	return nil
+}
+
+// oomKills is how many processes of the run the host's kernel has killed because its memory was used up.
+func (c cgroups) oomKills(k string) int {
+	if !c.has("memory") {
+		return 0
+	}
+	file := "memory.oom_control"
+	if c.v2 {
+		file = "memory.events"
+	}
+	data, err := os.ReadFile(filepath.Join(c.dirs["memory"], k, file))
+	if err != nil {
+		return 0 // it has no cgroup, or none any more
+	}
+	for line := range strings.Lines(string(data)) {
+		var n int
+		if _, err := fmt.Sscanf(line, "oom_kill %d", &n); err == nil {
+			return n
+		}
+	}
+	return 0
 }
 
 // descendants returns the processes and all below them.
@@ -177,10 +235,8 @@ func descendants(pids []int) []int {
 // remove takes the run's cgroups away; its processes have been killed.
 func (c cgroups) remove(ctx context.Context, k string) error {
 	var errs []error
-	for _, dir := range []string{c.memoryDir, c.cpuDir} {
-		if dir != "" {
-			errs = append(errs, removeCgroup(ctx, filepath.Join(dir, k)))
-		}
+	for _, dir := range c.dirs {
+		errs = append(errs, removeCgroup(ctx, filepath.Join(dir, k)))
 	}
 	return errors.Join(errs...)
 }

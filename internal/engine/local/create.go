@@ -13,6 +13,7 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/runsc/config"
 	"gvisor.dev/gvisor/runsc/container"
 
 	"github.com/sandlot-dev/sandlot/internal/engine"
@@ -88,12 +89,8 @@ func (e *Engine) check(spec sandbox.Spec) error {
 	case !slices.Contains(caps.Networks, spec.Network.Mode):
 		return &sandbox.Problem{Class: sandbox.ErrInvalid, Code: "unsupported", Field: "network.mode",
 			Detail: fmt.Sprintf("network mode %q is not available here; this engine has %q", spec.Network.Mode, caps.Networks)}
-	case spec.CPU > 0 && !caps.CPU:
-		return &sandbox.Problem{Class: sandbox.ErrInvalid, Code: "unsupported", Field: "cpu",
-			Detail: "this host has no CPU cgroup that Sandlot may use, so it can't limit CPU; leave the field out"}
-	case spec.MemoryMiB > 0 && !caps.Memory:
-		return &sandbox.Problem{Class: sandbox.ErrInvalid, Code: "unsupported", Field: "memory_mib",
-			Detail: "this host has no memory cgroup that Sandlot may use, so it can't limit memory; leave the field out"}
+	case spec.GPU != "" && caps.GPUs == 0:
+		return &sandbox.Problem{Class: sandbox.ErrUnsupported, Code: "no_gpu", Field: "gpu", Detail: caps.NoGPU}
 	case spec.DiskMiB <= 0:
 		return sandbox.Invalid("disk_mib", "the size of the writable layer must be above 0")
 	case spec.Timeout <= 0:
@@ -115,16 +112,24 @@ func (e *Engine) create(ctx context.Context, en *entry, k string, spec sandbox.S
 	if err != nil {
 		return err
 	}
-	bundle, err := e.makeBundle(ctx, k, spec, base)
+	conf := *e.conf
+	conf.PanicLog = filepath.Join(e.sandboxDir(k), panicLog)
+	bundle, err := e.makeBundle(ctx, k, spec, base, &conf)
 	if err != nil {
 		return fmt.Errorf("making its bundle: %w", err)
 	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	conf := *e.conf
-	conf.PanicLog = filepath.Join(e.sandboxDir(k), panicLog)
-	c, err := newContainer(&conf, container.Args{ID: k, Spec: bundle.spec, BundleDir: bundle.dir})
+	var c *container.Container
+	cpu := spec.CPU
+	if e.cgroups.has("cpu") {
+		cpu = 0 // exactly, below
+	}
+	err = withCores(cpu, func() (err error) {
+		c, err = newContainer(&conf, container.Args{ID: k, Spec: bundle.spec, BundleDir: bundle.dir})
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("gVisor could not make it: %w%s", explain(err), e.lastWords(k))
 	}
@@ -132,6 +137,9 @@ func (e *Engine) create(ctx context.Context, en *entry, k string, spec sandbox.S
 	// No code of the user has run yet, so limits set now hold from the first instruction.
 	if err := e.cgroups.place(k, spec, c.SandboxPid(), int(c.GoferPid.Load())); err != nil {
 		return fmt.Errorf("limiting it: %w", err)
+	}
+	if err := e.watches.start(k, spec.MemoryMiB, c); err != nil {
+		return fmt.Errorf("limiting its memory: %w", err)
 	}
 	if err := ctx.Err(); err != nil {
 		return err
@@ -148,7 +156,7 @@ type bundle struct {
 }
 
 // makeBundle lays out the sandbox's own directory. Its first entry, made here, is also the label by which List knows the run.
-func (e *Engine) makeBundle(ctx context.Context, k string, spec sandbox.Spec, base uint32) (bundle, error) {
+func (e *Engine) makeBundle(ctx context.Context, k string, spec sandbox.Spec, base uint32, conf *config.Config) (bundle, error) {
 	dir := e.sandboxDir(k)
 	b := bundle{dir: filepath.Join(dir, "bundle")}
 	for _, d := range []string{dir, b.dir} {
@@ -161,6 +169,10 @@ func (e *Engine) makeBundle(ctx context.Context, k string, spec sandbox.Spec, ba
 			return bundle{}, err
 		}
 	}
+	granted, err := e.keepRecord(k, spec)
+	if err != nil {
+		return bundle{}, err
+	}
 	// Nothing but the file of the writable layer comes into it.
 	if err := os.Mkdir(filepath.Join(b.dir, "root"), 0o755); err != nil {
 		return bundle{}, err
@@ -170,6 +182,7 @@ func (e *Engine) makeBundle(ctx context.Context, k string, spec sandbox.Spec, ba
 		return bundle{}, err
 	}
 	b.spec = e.ociSpec(k, spec, base, mounts, time.Now())
+	e.gpus.grant(b.spec, conf, filepath.Join(e.stage.dir, gpuFiles), granted)
 	if err := e.noteSources(b.dir); err != nil {
 		return bundle{}, err
 	}

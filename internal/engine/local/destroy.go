@@ -49,6 +49,7 @@ func (e *Engine) destroy(ctx context.Context, en *entry, k string) error {
 // stop frees whatever there is of a run but its directory.
 func (e *Engine) stop(ctx context.Context, en *entry, k string) error {
 	var errs []error
+	e.watches.stop(k)
 	if en.made != nil {
 		// It is our child: this also reaps it and closes what we hold of it.
 		if err := en.made.Destroy(); err != nil {

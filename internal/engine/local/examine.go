@@ -29,24 +29,29 @@ func Examine(dir string) []Finding {
 	add := func(l Level, what, format string, args ...any) {
 		out = append(out, Finding{l, what, fmt.Sprintf(format, args...)})
 	}
+	var c cgroups
 	ids, err := currentRange()
 	switch {
 	case err != nil:
 		add(Fault, "users", "%v", err)
 	case ids.perVolume:
 		add(Fine, "users", "root: each volume and its sandboxes have uids that belong to nobody on this host")
-		if c := findCgroups(installation(dir)); c.cpu() && c.memory() {
-			add(Fine, "limits", "%s, disk, processes, open files", c)
-		} else {
-			add(Notable, "limits", "disk, processes, open files; %s, so sandboxes that ask for more limits are refused", c)
-		}
+		c = hostCgroups(installation(dir))
 	case ids.single:
 		add(Notable, "users", "rootless with one uid: everything in a sandbox is root there and you on this host; "+
 			"install newuidmap (package uidmap) and give yourself a range in /etc/subuid and /etc/subgid for an ordinary user inside")
-		add(Notable, "limits", "disk, processes, open files; CPU and memory only as root")
 	default:
 		add(Fine, "users", "rootless with your range of /etc/subuid")
-		add(Notable, "limits", "disk, processes, open files; CPU and memory only as root")
+	}
+	if err == nil {
+		out = append(out, examineLimits(c, ids)...)
+	}
+	if g, err := findGPUs(""); err == nil {
+		add(Fine, "GPU", "%d of NVIDIA's, driver %s", len(g.devices), g.version)
+	} else if _, gone := os.Stat("/dev/nvidiactl"); gone != nil {
+		add(Fine, "GPU", "none; sandboxes that ask for one are refused")
+	} else {
+		add(Notable, "GPU", "none for sandboxes: %v", err)
 	}
 	if n, err := free(dir); err != nil {
 		add(Fault, "disk", "%v", err)
@@ -64,4 +69,34 @@ func Examine(dir string) []Finding {
 		}
 	}
 	return out
+}
+
+// examineLimits says what keeps which limit of a sandbox.
+func examineLimits(c cgroups, ids idRange) []Finding {
+	level := Fine
+	say := func(what, controller, otherwise string) string {
+		if by := c.by(controller, ""); by != "" {
+			return what + " by " + by
+		}
+		level = Notable
+		return what + " " + otherwise
+	}
+	parts := []string{
+		say("memory", "memory", "by a watchdog, so a burst may go over it for a moment"),
+		say("CPU", "cpu", "by whole cores, and a fraction of one by priority only"),
+		"disk by gVisor (a volume is not limited)",
+		"processes and open files inside by rlimits",
+		"output by the helper",
+	}
+	text := strings.Join(parts, "; ")
+	switch {
+	case level == Notable && ids.perVolume:
+		text += "; this host has no cgroup for the first that Sandlot may use: mount /sys/fs/cgroup writable, with its controllers"
+	case level == Notable:
+		text += "; as root, with cgroups, the first are exact"
+	}
+	if ids.perVolume && !c.has("pids") {
+		text += "; no pids cgroup, so gVisor's own processes on the host are not counted"
+	}
+	return []Finding{{level, "limits", text}}
 }

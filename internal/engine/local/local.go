@@ -50,6 +50,11 @@ type Config struct {
 	// Default: this very program.
 	Runtime string
 
+	// NoCgroups leaves this host's cgroups alone, as if there were none.
+	NoCgroups bool
+	// Host is the root directory of the host whose devices and drivers are looked for. Default: /.
+	Host string
+
 	Log *slog.Logger
 }
 
@@ -62,6 +67,9 @@ type Engine struct {
 	conf    *config.Config // gVisor's
 	ids     idRange
 	cgroups cgroups
+	gpus    gpus
+	noGPU   string // why there is none
+	watches *watchdog
 	netns   *os.File // an empty network namespace, where gofers live
 	stage   *stage
 	images  *image.Store
@@ -73,6 +81,8 @@ type Engine struct {
 	building map[string]bool // keys of builds' sandboxes: nobody's row wants them, and yet they are no orphans
 
 	working sync.WaitGroup // suspensions and resumptions
+
+	allocating sync.Mutex // of GPUs
 
 	mu      sync.Mutex
 	entries map[string]*entry // by key; runs that this process works on or has made
@@ -139,8 +149,13 @@ func Open(cfg Config) (*Engine, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("configuring gVisor: %w", err), e.netns.Close(), e.stage.close(), e.images.Close())
 	}
-	if ids.perVolume {
-		e.cgroups = findCgroups(installation(cfg.Dir))
+	if ids.perVolume && !cfg.NoCgroups {
+		e.cgroups = hostCgroups(installation(cfg.Dir))
+	}
+	e.openGPUs()
+	e.watches = newWatchdog(e)
+	if err := e.watches.resume(context.Background()); err != nil {
+		return nil, errors.Join(fmt.Errorf("looking for sandboxes to watch: %w", err), e.Close())
 	}
 	return e, nil
 }
@@ -148,6 +163,7 @@ func Open(cfg Config) (*Engine, error) {
 // Close waits for suspensions under way and gives the standard streams back. Sandboxes go on running.
 func (e *Engine) Close() error {
 	e.working.Wait()
+	e.watches.close()
 	releaseRuntime()
 	return errors.Join(e.netns.Close(), e.stage.close(), e.images.Close())
 }
@@ -158,9 +174,11 @@ func (e *Engine) Capabilities() engine.Capabilities {
 		Name:        Name,
 		Images:      []string{sandbox.HostImage, "registry", "snapshot"},
 		Networks:    []sandbox.NetworkMode{sandbox.NetworkNone, sandbox.NetworkEgress},
-		CPU:         e.cgroups.cpu(),
-		Memory:      e.cgroups.memory(),
-		Disk:        true,
+		Limits:      e.limitedBy(),
+		CPUs:        cores(),
+		MemoryMiB:   hostMemoryMiB(),
+		GPUs:        len(e.gpus.devices),
+		NoGPU:       e.noGPU,
 		AgentIsRoot: e.ids.single,
 		Isolation:   "gVisor (systrap), " + e.ids.String(),
 	}
@@ -251,9 +269,15 @@ func (e *Engine) Inspect(ctx context.Context, ref engine.Ref) (engine.Status, er
 			_ = conn.Close() // nothing was sent
 			return engine.Status{Phase: engine.PhaseStarting, Reason: "gVisor's process is ending"}, nil
 		}
+		if e.ranOut(k) {
+			return engine.Status{Phase: engine.PhaseGone, Reason: e.outOfMemory(k), OOM: true}, nil
+		}
 		return engine.Status{Phase: engine.PhaseGone, Reason: "gVisor's process has ended"}, nil
 	case !alive.has(roleGofer):
 		// Without its gofer a sandbox has neither volume nor socket: nobody can use it any more.
+		if e.ranOut(k) {
+			return engine.Status{Phase: engine.PhaseGone, Reason: e.outOfMemory(k), OOM: true}, nil
+		}
 		return engine.Status{Phase: engine.PhaseGone, Reason: "gVisor's file server has ended"}, nil
 	}
 	conn, err := e.Dial(ctx, ref)

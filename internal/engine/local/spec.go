@@ -1,6 +1,7 @@
 package local
 
 import (
+	"cmp"
 	"fmt"
 	"path/filepath"
 	"time"
@@ -11,12 +12,8 @@ import (
 	"github.com/sandlot-dev/sandlot/internal/sandbox"
 )
 
-// Limits inside a sandbox that hold whatever its cgroup does.
-const (
-	maxProcesses = 4096
-	maxFiles     = 1 << 16
-	tmpMiB       = 1024 // of /dev/shm and the like, which are in memory
-)
+// tmpMiB is the size of /dev/shm, which is in memory; at most half of that.
+const tmpMiB = 1024
 
 // oomScore makes the host's kernel take a sandbox before it takes the server or anything else.
 var oomScore = 500
@@ -35,6 +32,7 @@ func (e *Engine) ociSpec(k string, spec sandbox.Spec, base uint32, mounts []Moun
 	bundle := filepath.Join(dir, "bundle")
 	deadline := now.Add(spec.Timeout + deadlineGrace)
 	uid, gid := e.agent(spec)
+	pids, files := uint64(cmp.Or(spec.PIDs, sandbox.DefaultPIDs)), uint64(cmp.Or(spec.OpenFiles, sandbox.DefaultOpenFiles))
 	s := &specs.Spec{
 		Version:  "1.0.2",
 		Root:     &specs.Root{Path: filepath.Join(bundle, "root")},
@@ -53,8 +51,9 @@ func (e *Engine) ociSpec(k string, spec sandbox.Spec, base uint32, mounts []Moun
 				Bounding: guestCapabilities, Effective: guestCapabilities, Permitted: guestCapabilities,
 			},
 			Rlimits: []specs.POSIXRlimit{
-				{Type: "RLIMIT_NPROC", Soft: maxProcesses, Hard: maxProcesses},
-				{Type: "RLIMIT_NOFILE", Soft: maxFiles, Hard: maxFiles},
+				// Of what the guest starts: it gives itself more.
+				{Type: "RLIMIT_NPROC", Soft: pids, Hard: pids},
+				{Type: "RLIMIT_NOFILE", Soft: files, Hard: files},
 			},
 			OOMScoreAdj:     &oomScore,
 			NoNewPrivileges: true,
@@ -62,10 +61,11 @@ func (e *Engine) ociSpec(k string, spec sandbox.Spec, base uint32, mounts []Moun
 		Mounts: []specs.Mount{
 			{Destination: "/proc", Type: "proc", Source: "proc"},
 			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs"},
-			{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "nodev", fmt.Sprintf("size=%dm", tmpMiB)}},
+			{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "nodev", fmt.Sprintf("size=%dm", sharedMiB(spec))}},
 			{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"ro"}},
 		},
 		Linux: &specs.Linux{
+			Resources: ociResources(spec),
 			Namespaces: []specs.LinuxNamespace{
 				{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.MountNamespace},
 				{Type: specs.NetworkNamespace},
@@ -100,6 +100,14 @@ func (e *Engine) ociSpec(k string, spec sandbox.Spec, base uint32, mounts []Moun
 		s.Mounts = append(s.Mounts, bind(filepath.Join(e.stage.dir, "volumes", spec.Volume.ID), spec.Workdir, "rw"))
 	}
 	return s
+}
+
+// sharedMiB is the size of /dev/shm.
+func sharedMiB(spec sandbox.Spec) int64 {
+	if spec.MemoryMiB > 0 {
+		return min(tmpMiB, spec.MemoryMiB/2)
+	}
+	return tmpMiB
 }
 
 func bind(source, target, mode string) specs.Mount {
