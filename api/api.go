@@ -14,10 +14,15 @@ type CreateSandbox struct {
 	Workdir   string            `json:"workdir,omitempty" doc:"Absolute path at which the volume is mounted and processes start. Default: /workspace."`
 	Env       map[string]string `json:"env,omitempty" doc:"Environment of every process."`
 	CPU       float64           `json:"cpu,omitempty" minimum:"0" doc:"Cores, fractions allowed. Default: not limited."`
-	MemoryMiB int64             `json:"memory_mib,omitempty" minimum:"0" doc:"Default: not limited."`
+	MemoryMiB int64             `json:"memory_mib,omitempty" minimum:"0" doc:"Memory of the sandbox's programs together. Default: not limited."`
 	DiskMiB   int64             `json:"disk_mib,omitempty" minimum:"0" doc:"Size of the writable layer over the image. Default: 10240."`
 	TimeoutS  int64             `json:"timeout_s,omitempty" minimum:"0" doc:"Seconds until the sandbox ends, whatever it does. Default: 3600."`
 	Network   *Network          `json:"network,omitempty" doc:"What it may reach beside the model."`
+
+	GPU        string `json:"gpu,omitempty" maxLength:"3" doc:"GPUs of the machine that nobody else gets meanwhile: a number from 1 to 8, or \"all\". Default: none." example:"1"`
+	PIDs       int64  `json:"pids,omitempty" minimum:"0" doc:"Processes and threads of one user in the sandbox. Default: 4096."`
+	OpenFiles  int64  `json:"open_files,omitempty" minimum:"0" doc:"Open files of one process. Default: 65536."`
+	OutputKiBS int64  `json:"output_kib_s,omitempty" minimum:"0" doc:"KiB per second that all runs together may write; who writes faster waits. Default: not limited."`
 }
 
 // Network is what a sandbox may reach.
@@ -42,6 +47,8 @@ type Sandbox struct {
 	CPU       float64           `json:"cpu,omitempty"`
 	MemoryMiB int64             `json:"memory_mib,omitempty"`
 	DiskMiB   int64             `json:"disk_mib"`
+	GPU       string            `json:"gpu,omitempty"`
+	Limits    Limits            `json:"limits" doc:"Every limit, and what keeps it on this machine."`
 	TimeoutS  int64             `json:"timeout_s"`
 	CreatedAt time.Time         `json:"created_at"`
 	StartedAt *time.Time        `json:"started_at" doc:"Null until it first ran."`
@@ -50,6 +57,22 @@ type Sandbox struct {
 
 	SuspendedAt    *time.Time `json:"suspended_at,omitempty" doc:"Since when it is suspended, or about to be."`
 	SuspendedUntil *time.Time `json:"suspended_until,omitempty" doc:"When it ends if it is still suspended then."`
+}
+
+// Limits are the limits of a sandbox.
+type Limits struct {
+	CPU       Limit `json:"cpu" doc:"Cores."`
+	Memory    Limit `json:"memory" doc:"MiB."`
+	PIDs      Limit `json:"pids" doc:"Processes and threads of one user in the sandbox."`
+	Disk      Limit `json:"disk" doc:"MiB of the writable layer; the volume is not limited."`
+	OpenFiles Limit `json:"open_files" doc:"Of one process."`
+	Output    Limit `json:"output" doc:"KiB per second, of all runs together; who writes faster waits."`
+}
+
+// Limit is one limit of a sandbox.
+type Limit struct {
+	Value *float64 `json:"value" doc:"Null: not limited."`
+	By    string   `json:"by" enum:"cgroup v1,cgroup v2,gvisor,rlimit,guest,watchdog,affinity,none" doc:"What keeps it. watchdog: the server looks ten times a second, so a burst may go over it for a moment. affinity: whole cores, rounded up; a fraction of one is a lower priority."`
 }
 
 // SandboxList is a page of sandboxes, newest first.
@@ -75,7 +98,7 @@ type Run struct {
 	Kind      string     `json:"kind" enum:"exec,claude"`
 	Session   string     `json:"session,omitempty"`
 	Argv      []string   `json:"argv"`
-	State     string     `json:"state" enum:"running,exited,signaled,timeout,lost"`
+	State     string     `json:"state" enum:"running,exited,signaled,timeout,oom,lost" doc:"oom: killed because the sandbox's memory was used up. lost: its end was not seen."`
 	ExitCode  *int       `json:"exit_code" doc:"Null unless it was observed."`
 	Signal    string     `json:"signal,omitempty" example:"SIGKILL"`
 	Reason    string     `json:"reason,omitempty"`

@@ -73,6 +73,8 @@ type Capabilities struct {
 	MemoryMiB int64  // memory that a sandbox may ask for; 0 = not known
 	GPUs      int    // that there are
 	NoGPU     string // for people: why there are none
+	// GPUPaths are the directories that the search paths of a sandbox with GPUs need, by the name of the variable.
+	GPUPaths map[string]string
 
 	// AgentIsRoot says that everything in a sandbox runs as uid 0, which stands for an ordinary user of the host.
 	AgentIsRoot bool

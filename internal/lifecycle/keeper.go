@@ -227,10 +227,15 @@ func (k *keeper) setup(ctx context.Context, c *guest.Client, sb sandbox.Sandbox)
 		maps.Copy(env, k.m.cfg.EnvOf(sb))
 	}
 	maps.Copy(env, sb.Spec.Env)
+	if sb.Spec.GPU != "" {
+		for name, dir := range k.engine.Capabilities().GPUPaths {
+			env[name] = strings.TrimPrefix(env[name]+":"+dir, ":")
+		}
+	}
 	if k.m.cfg.Gateway != nil {
 		maps.Copy(env, k.m.cfg.Gateway.Env(sb.ID))
 	}
-	return c.Setup(ctx, guest.Setup{Env: env, Deadline: sb.ExpiresAt.Add(deadlineGrace)})
+	return c.Setup(ctx, guest.Setup{Env: env, Deadline: sb.ExpiresAt.Add(deadlineGrace), Limits: guestLimits(sb.Spec)})
 }
 
 // joinPath is an image's PATH with those directories of ours behind it that it lacks: what the image chose comes first.
@@ -269,39 +274,49 @@ func (k *keeper) hold(ctx context.Context, sb sandbox.Sandbox) error {
 				failures = 0
 			}
 		}
-		if gone, reason := k.gone(ctx, sb); gone {
-			return k.lost(ctx, sb, reason)
+		switch st, err := k.inspect(ctx, sb); {
+		case err == nil && st.Phase == engine.PhaseGone:
+			return k.lost(ctx, sb, st)
+		case err != nil && ctx.Err() == nil: // it is taken to be there
+			k.m.log.Warn("the engine doesn't say how a sandbox is", "sandbox", sb.ID, "err", err)
 		}
 		pause(ctx, backoff(failures+1, 50*time.Millisecond, 2*time.Second))
 	}
 	return nil
 }
 
-// gone asks the engine whether the run is there no more. Where the engine can't tell, it is taken to be there.
-func (k *keeper) gone(ctx context.Context, sb sandbox.Sandbox) (bool, string) {
-	ctx, cancel := context.WithTimeout(ctx, connectLimit)
-	defer cancel()
-	st, err := k.engine.Inspect(ctx, refOf(sb))
-	if err != nil {
-		if ctx.Err() == nil {
-			k.m.log.Warn("the engine doesn't say how a sandbox is", "sandbox", sb.ID, "err", err)
-		}
-		return false, ""
-	}
-	return st.Phase == engine.PhaseGone, st.Reason
-}
-
 // lost moves a sandbox that ended by itself on to its end. At its deadline that is no fault: its guest was quicker than we.
-func (k *keeper) lost(ctx context.Context, sb sandbox.Sandbox, reason string) error {
+func (k *keeper) lost(ctx context.Context, sb sandbox.Sandbox, st engine.Status) error {
+	if st.OOM {
+		return k.outOfMemory(ctx, sb)
+	}
 	if !time.Now().Before(sb.ExpiresAt) && sb.SuspendedAt.IsZero() {
 		return k.moved(k.m.stopping(ctx, sb, expired(sb), false))
 	}
 	text := "The sandbox's engine process ended unexpectedly."
-	if reason != "" {
-		text += fmt.Sprintf(" The engine says: %s.", reason)
+	if st.Reason != "" {
+		text += fmt.Sprintf(" The engine says: %s.", st.Reason)
 	}
-	k.m.log.Error("a sandbox ended by itself", "sandbox", sb.ID, "reason", reason)
+	k.m.log.Error("a sandbox ended by itself", "sandbox", sb.ID, "reason", st.Reason)
 	return k.fail(ctx, sb, text)
+}
+
+// outOfMemory moves a sandbox on to its end that used up its memory, after all its runs: they ended by that. If we die in between, the
+// engine tells it again.
+func (k *keeper) outOfMemory(ctx context.Context, sb sandbox.Sandbox) error {
+	k.m.log.Warn("a sandbox used up its memory", "sandbox", sb.ID)
+	runs, err := k.running(ctx)
+	if err != nil {
+		return err
+	}
+	settle, cancel := settled(ctx)
+	defer cancel()
+	for _, r := range runs {
+		if err := k.m.cfg.Store.EndRun(settle, sandbox.Run{ID: r.ID, State: sandbox.RunOOM, Reason: usedUp(sb.Spec)}); err != nil {
+			return err
+		}
+	}
+	return k.fail(ctx, sb, usedUp(sb.Spec)+" All that ran in it ended by that. Ask for more memory, or start less at once.")
 }
 
 // fail moves a sandbox towards Error.

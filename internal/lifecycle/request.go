@@ -3,7 +3,6 @@ package lifecycle
 import (
 	"cmp"
 	"fmt"
-	"math"
 	"path"
 	"regexp"
 	"slices"
@@ -32,6 +31,10 @@ type Request struct {
 	Timeout   time.Duration
 	GPU       string
 	Network   sandbox.Network // default: sandbox.NetworkEgress to every public host
+
+	PIDs       int64 // default: sandbox.DefaultPIDs
+	OpenFiles  int64 // default: sandbox.DefaultOpenFiles
+	OutputKiBS int64 // 0 = not limited
 }
 
 // Bounds on what a request may ask for.
@@ -45,7 +48,6 @@ const (
 	maxWorkdir    = 255
 	minDiskMiB    = 16
 	maxMiB        = 16 << 20 // 16 TiB
-	maxCPU        = 1024
 	defaultDisk   = 10240
 )
 
@@ -77,6 +79,10 @@ func (m *Manager) plan(req Request) (sandbox.Spec, engine.Engine, error) {
 		Timeout:   cmp.Or(req.Timeout, m.cfg.DefaultTimeout),
 		GPU:       req.GPU,
 		Network:   req.Network,
+
+		PIDs:       cmp.Or(req.PIDs, sandbox.DefaultPIDs),
+		OpenFiles:  cmp.Or(req.OpenFiles, sandbox.DefaultOpenFiles),
+		OutputKiBS: req.OutputKiBS,
 	}
 	spec.Image.Source = cmp.Or(spec.Image.Source, sandbox.HostImage)
 	e, err := m.engineNamed(req.Engine)
@@ -86,10 +92,12 @@ func (m *Manager) plan(req Request) (sandbox.Spec, engine.Engine, error) {
 	if err := checkName(req.Name); err != nil {
 		return spec, nil, err
 	}
-	if spec.Network, err = m.policy(req.Network, e.Capabilities()); err != nil {
+	caps := e.Capabilities()
+	if spec.Network, err = m.policy(req.Network, caps); err != nil {
 		return spec, nil, err
 	}
-	return spec, e, m.check(spec, e.Capabilities())
+	spec.LimitedBy = caps.Limits
+	return spec, e, m.check(spec, caps)
 }
 
 // check returns the first thing that is wrong with spec, as a Problem.
@@ -100,6 +108,7 @@ func (m *Manager) check(spec sandbox.Spec, caps engine.Capabilities) error {
 		func() error { return checkLabels(spec.Labels) },
 		func() error { return checkEnv(spec.Env) },
 		func() error { return checkLimits(spec, caps) },
+		func() error { return checkGPU(spec.GPU, caps) },
 		func() error { return m.checkTimeout(spec.Timeout, caps) },
 	} {
 		if err := check(); err != nil {
@@ -195,22 +204,6 @@ func checkEnv(env map[string]string) error {
 		case strings.ContainsRune(value, 0) || len(name)+len(value) >= maxEnvValue:
 			return sandbox.Invalid("env", "The value of %.100s holds a NUL byte or is too long; at most %d bytes are allowed.", name, maxEnvValue)
 		}
-	}
-	return nil
-}
-
-func checkLimits(spec sandbox.Spec, caps engine.Capabilities) error {
-	switch {
-	case math.IsNaN(spec.CPU) || spec.CPU < 0 || spec.CPU > maxCPU:
-		return sandbox.Invalid("cpu", "The number of cores must be between 0 (not limited) and %d.", maxCPU)
-	case spec.MemoryMiB < 0 || spec.MemoryMiB > maxMiB:
-		return sandbox.Invalid("memory_mib", "The memory must be between 0 (not limited) and %d MiB.", maxMiB)
-	case spec.DiskMiB < minDiskMiB || spec.DiskMiB > maxMiB:
-		return sandbox.Invalid("disk_mib", "The disk must be between %d and %d MiB.", minDiskMiB, maxMiB)
-	case spec.CPU > 0 && !caps.CPU:
-		return unsupported("cpu", "The engine %s can't limit the CPU on this machine, so a limit would mean nothing. Leave cpu out.", caps.Name)
-	case spec.MemoryMiB > 0 && !caps.Memory:
-		return unsupported("memory_mib", "The engine %s can't limit the memory on this machine, so a limit would mean nothing. Leave memory_mib out.", caps.Name)
 	}
 	return nil
 }

@@ -31,6 +31,7 @@ type rig struct {
 	world   *fake.World
 	account string
 	hooks   hooks
+	claims  fake.Config // what the engine says that it can do
 
 	m    *lifecycle.Manager
 	eng  *wrapped
@@ -161,7 +162,9 @@ func (r *rig) start(t *testing.T, change func(*lifecycle.Config)) {
 // open makes a manager that doesn't serve.
 func (r *rig) open(t *testing.T, change func(*lifecycle.Config)) {
 	t.Helper()
-	r.eng = &wrapped{Engine: fake.Open(r.world, fake.Config{Hook: r.hooks.call})}
+	claims := r.claims
+	claims.Hook = r.hooks.call
+	r.eng = &wrapped{Engine: fake.Open(r.world, claims)}
 	cfg := lifecycle.Config{
 		Store: r.store, Engines: []engine.Engine{r.eng}, Gateway: gateway{},
 		Env: map[string]string{"PATH": "/usr/bin:/bin", "OURS": "ours", "BOTH": "ours"},

@@ -191,6 +191,9 @@ func (m *Manager) record(ctx context.Context, id string, ended guest.Run) error 
 	case ended.State == guest.StateTimeout:
 		run.State, run.ExitCode, run.Signal = sandbox.RunTimeout, ended.Code, ended.Signal
 		run.Reason = "It ran longer than it was allowed to."
+	case ended.State == guest.StateOOM && ended.Signal == "SIGKILL":
+		run.State, run.ExitCode, run.Signal = sandbox.RunOOM, ended.Code, ended.Signal
+		run.Reason = "The sandbox's memory was nearly used up, and this run used the most of it."
 	default:
 		run.State, run.Reason = sandbox.RunLost, "The sandbox's helper told its end in a way that makes no sense."
 	}

@@ -131,6 +131,8 @@ func TestRecordBelievesOnlySense(t *testing.T) {
 		"signaled":         {guest.Run{State: guest.StateSignaled, Signal: "SIGSEGV"}, sandbox.RunSignaled},
 		"signaled by what": {guest.Run{State: guest.StateSignaled}, sandbox.RunLost},
 		"timeout":          {guest.Run{State: guest.StateTimeout, Signal: "SIGKILL"}, sandbox.RunTimeout},
+		"out of memory":    {guest.Run{State: guest.StateOOM, Signal: "SIGKILL"}, sandbox.RunOOM},
+		"oom, but exited":  {guest.Run{State: guest.StateOOM, Code: &nine}, sandbox.RunLost},
 		"success!":         {guest.Run{State: "success"}, sandbox.RunLost},
 	} {
 		run := sandbox.Run{ID: sandbox.NewID(sandbox.PrefixRun), Account: r.account, Sandbox: sb.ID, State: sandbox.RunRunning}

@@ -145,7 +145,7 @@ func (k *keeper) suspend(ctx context.Context, sb sandbox.Sandbox) error {
 	case inspectErr != nil:
 		return errors.Join(err, inspectErr)
 	case st.Phase == engine.PhaseGone:
-		return k.lost(ctx, sb, st.Reason)
+		return k.lost(ctx, sb, st)
 	case st.Phase == engine.PhaseSuspended: // but not all is freed yet
 		return err
 	}
@@ -156,7 +156,7 @@ func (k *keeper) suspend(ctx context.Context, sb sandbox.Sandbox) error {
 func (k *keeper) rest(ctx context.Context, sb sandbox.Sandbox) error {
 	k.setClient(nil)
 	if st, err := k.inspect(ctx, sb); err == nil && st.Phase == engine.PhaseGone {
-		return k.lost(ctx, sb, "what was suspended is not there any more")
+		return k.lost(ctx, sb, engine.Status{Phase: engine.PhaseGone, Reason: "what was suspended is not there any more"})
 	}
 	<-ctx.Done()
 	return nil
@@ -193,7 +193,7 @@ func (k *keeper) resume(ctx context.Context, sb sandbox.Sandbox) error {
 	case st.Phase == engine.PhaseSuspended:
 		return k.refuse(ctx, sb, sandbox.Suspended, err, "It could not be resumed and stays suspended")
 	case st.Phase == engine.PhaseGone:
-		return k.lost(ctx, sb, st.Reason)
+		return k.lost(ctx, sb, st)
 	default:
 		return err // it is half there; the next pass asks again
 	}

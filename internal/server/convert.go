@@ -56,6 +56,7 @@ func toRequest(account string, in api.CreateSandbox) (lifecycle.Request, error) 
 	req := lifecycle.Request{
 		Account: account, Name: in.Name, Engine: in.Engine, Volume: in.Volume, Workdir: in.Workdir, Labels: in.Labels, Env: in.Env,
 		CPU: in.CPU, MemoryMiB: in.MemoryMiB, DiskMiB: in.DiskMiB, Timeout: seconds(float64(in.TimeoutS)), Network: toNetwork(in.Network),
+		GPU: in.GPU, PIDs: in.PIDs, OpenFiles: in.OpenFiles, OutputKiBS: in.OutputKiBS,
 	}
 	var err error
 	req.Image, err = toImage(in.Image)
@@ -68,8 +69,24 @@ func fromSandbox(sb sandbox.Sandbox) api.Sandbox {
 		Image: fromImageSpec(sb.Spec.Image), Volume: sb.Spec.Volume.Name, VolumeID: sb.Spec.Volume.ID, Workdir: sb.Spec.Workdir,
 		Labels: mapOr(sb.Spec.Labels), Network: api.Network{Mode: string(sb.Spec.Network.Mode), Allow: sb.Spec.Network.Allow}, CPU: sb.Spec.CPU,
 		MemoryMiB: sb.Spec.MemoryMiB, DiskMiB: sb.Spec.DiskMiB, TimeoutS: int64(sb.Spec.Timeout / time.Second),
+		GPU: sb.Spec.GPU, Limits: fromLimits(sb.Spec),
 		CreatedAt: sb.CreatedAt.UTC(), StartedAt: timeOrNil(sb.StartedAt), EndedAt: timeOrNil(sb.EndedAt), ExpiresAt: sb.ExpiresAt.UTC(),
 		SuspendedAt: timeOrNil(sb.SuspendedAt), SuspendedUntil: timeOrNil(sb.SuspendedUntil),
+	}
+}
+
+func fromLimits(spec sandbox.Spec) api.Limits {
+	limit := func(value float64, by string) api.Limit {
+		if value == 0 || by == "" {
+			return api.Limit{By: "none"}
+		}
+		return api.Limit{Value: &value, By: by}
+	}
+	by := spec.LimitedBy
+	return api.Limits{
+		CPU: limit(spec.CPU, by.CPU), Memory: limit(float64(spec.MemoryMiB), by.Memory), PIDs: limit(float64(spec.PIDs), by.PIDs),
+		Disk: limit(float64(spec.DiskMiB), by.Disk), OpenFiles: limit(float64(spec.OpenFiles), by.OpenFiles),
+		Output: limit(float64(spec.OutputKiBS), by.Output),
 	}
 }
 
@@ -145,6 +162,8 @@ func runEnd(r sandbox.Run) *problem {
 		return refuse(endStatus, "run_signaled", "The run was ended by %s.", r.Signal)
 	case r.State == sandbox.RunTimeout:
 		return refuse(endStatus, "run_timeout", "The run was killed at its time limit.")
+	case r.State == sandbox.RunOOM:
+		return refuse(endStatus, "run_oom", "The run was killed because the sandbox's memory was used up.")
 	default:
 		return refuse(endStatus, "run_lost", "The run's end was not seen: %s.", strings.TrimSuffix(r.Reason, "."))
 	}

@@ -26,10 +26,15 @@ export const live = (sb) => Boolean(sb) && ["creating", "running", "suspending",
 // continueSession makes a new sandbox like the old one, on the same volume, and lets the session go on in it.
 export async function continueSession(session, old) {
   const options = { volume: old.volume, workdir: old.workdir, timeout_s: old.timeout_s, disk_mib: old.disk_mib };
+  const limits = old.limits || {};
+  for (const [field, limit] of [["pids", limits.pids], ["open_files", limits.open_files], ["output_kib_s", limits.output]]) {
+    if (limit && limit.value) options[field] = limit.value;
+  }
   if (old.name) options.name = old.name;
   if (old.engine) options.engine = old.engine;
   if (old.image && old.image.registry) options.image = old.image;
   if (old.cpu) options.cpu = old.cpu;
+  if (old.gpu) options.gpu = old.gpu;
   if (old.memory_mib) options.memory_mib = old.memory_mib;
   if (old.labels && Object.keys(old.labels).length) options.labels = old.labels;
   const sb = store.keepSandbox(await api.createSandbox(options));

@@ -420,7 +420,7 @@ export function resultText(result) {
 
 // ---- What a turn is ----
 
-// outcome says how a turn stands: running, done, failed, interrupted, lost, timeout, signaled. `busy` is the server's
+// outcome says how a turn stands: running, done, failed, interrupted, lost, timeout, oom, signaled. `busy` is the server's
 // word on whether the session's last turn still runs; without an end seen, only the server may say that it ended.
 export function outcome(turn, busy) {
   if (!turn.end) return busy ? "running" : turn.result ? (turn.result.is_error ? "failed" : "done") : "unseen";

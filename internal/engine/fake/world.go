@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/sandlot-dev/sandlot/internal/engine"
@@ -21,10 +20,9 @@ import (
 type World struct {
 	dir string
 
-	memory atomic.Int64
-
-	mu   sync.Mutex
-	runs map[key]*run
+	mu     sync.Mutex
+	runs   map[key]*run
+	memory func() int64
 }
 
 // key names a run.
@@ -62,8 +60,22 @@ func (w *World) KillOOM(ref engine.Ref) {
 	}
 }
 
-// UseMemory tells the guests how much memory of their sandboxes is used.
-func (w *World) UseMemory(bytes int64) { w.memory.Store(bytes) }
+// UseMemory makes used tell the guests how many bytes of their sandboxes' memory are used. It is called from several goroutines.
+func (w *World) UseMemory(used func() int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.memory = used
+}
+
+func (w *World) memoryUsed() (int64, error) {
+	w.mu.Lock()
+	used := w.memory
+	w.mu.Unlock()
+	if used == nil {
+		return 0, nil
+	}
+	return used(), nil
+}
 
 // Gateway returns the address at which the run's processes reach the host's gateway; "" if there is no such run.
 func (w *World) Gateway(ref engine.Ref) string {
@@ -123,7 +135,7 @@ func (w *World) make(r *run, spec sandbox.Spec) error {
 		StateDir: filepath.Join(r.dir, "state"), Workdir: workdir, AgentUID: os.Getuid(), AgentGID: os.Getgid(),
 		Deadline: time.Now().Add(spec.Timeout), GatewayAddr: "127.0.0.1:0", GatewayWait: 10 * time.Second, Version: "fake",
 		QuietLimit: never, // as if the guest were paused
-		MemoryUsed: func() (int64, error) { return w.memory.Load(), nil },
+		MemoryUsed: w.memoryUsed,
 	})
 	if err != nil {
 		return fmt.Errorf("fake: create: %w", err)

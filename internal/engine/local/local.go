@@ -179,6 +179,7 @@ func (e *Engine) Capabilities() engine.Capabilities {
 		MemoryMiB:   hostMemoryMiB(),
 		GPUs:        len(e.gpus.devices),
 		NoGPU:       e.noGPU,
+		GPUPaths:    map[string]string{"PATH": gpuDir + "/bin", "LD_LIBRARY_PATH": gpuDir + "/lib64"},
 		AgentIsRoot: e.ids.single,
 		Isolation:   "gVisor (systrap), " + e.ids.String(),
 	}

@@ -83,6 +83,8 @@ function fault(turn, state) {
       return { title: "This turn is not running any more.", text: `Its end was not seen; what Claude did until ${shortTime(turn.lastAt) || "then"} is above.`, code: "exit not seen" };
     case "timeout":
       return { title: "The turn reached its time limit and was stopped.", text: `${why}What it did until then is above.`, code: "timeout" };
+    case "oom":
+      return { title: "The sandbox ran out of memory.", text: `${why}What Claude did until then is above. A sandbox with more memory can go on from here.`, code: "oom" };
     case "signaled":
       return { title: "Claude was stopped from outside.", text: `${why}It was ended by ${e.signal || "a signal"} before it finished.`, code: e.signal || "signaled" };
     default:
