@@ -3,6 +3,7 @@ package guest
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"strings"
 	"syscall"
@@ -11,11 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ownFiles is how many descriptors the guest itself may have: it holds some for each run, and must not run out before they do.
-const ownFiles = 1 << 20
+// ownFiles is how many descriptors the guest itself may have: it holds some for each run, and must not run out because they may have few.
+const ownFiles = 1 << 16
 
-// raiseOwnFiles lets the guest have more descriptors than what it starts, which gets what the guest was started with. Without the
-// capability for it, it stays as it is.
+// raiseOwnFiles lets the guest have many descriptors, however few those may have that it starts: they get what it was started with.
+// Without the capability for it, it stays as it is.
 func (n *nursery) raiseOwnFiles() {
 	var was syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &was); err != nil {
@@ -23,10 +24,9 @@ func (n *nursery) raiseOwnFiles() {
 		return
 	}
 	own := syscall.Rlimit{Cur: max(ownFiles, was.Cur), Max: max(ownFiles, was.Max)}
-	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &own); err != nil {
-		return
+	if own != was && syscall.Setrlimit(syscall.RLIMIT_NOFILE, &own) == nil {
+		n.theirs = &was
 	}
-	n.own, n.theirs = &own, was
 }
 
 // limit sets what is started from now on. 0 leaves a limit as it is.
@@ -35,11 +35,22 @@ func (n *nursery) limit(l Limits) error {
 		return nil
 	}
 	if l.OpenFiles > 0 {
-		if n.own == nil {
-			return errors.New("guest: open files can't be limited: the helper lacks the capability")
+		var own syscall.Rlimit
+		if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &own); err != nil {
+			return fmt.Errorf("guest: limit open files: %w", err)
+		}
+		theirs := syscall.Rlimit{Cur: uint64(l.OpenFiles), Max: uint64(l.OpenFiles)}
+		if theirs.Max > own.Max {
+			own = theirs
+			if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &own); err != nil {
+				return fmt.Errorf("guest: limit open files: %w", err)
+			}
 		}
 		n.mu.Lock()
-		n.theirs = syscall.Rlimit{Cur: uint64(l.OpenFiles), Max: uint64(l.OpenFiles)}
+		n.theirs = &theirs
+		if theirs == own {
+			n.theirs = nil // they inherit it
+		}
 		n.mu.Unlock()
 	}
 	if l.PIDs > 0 {
@@ -52,22 +63,52 @@ func (n *nursery) limit(l Limits) error {
 	return nil
 }
 
-// fork starts a process with its own limit of open files. A limit can only be given to a child by having it, so for a moment it is ours
-// too; files holds off whoever must not fail to open one then. n.mu is held.
-func (n *nursery) fork(path string, argv []string, attr *syscall.ProcAttr) (pid int, err error) {
-	if n.own == nil {
+// fork starts a process with its own limit of open files. The limit of another process can be set once that is there, so the process is
+// traced until then: it stops before its program's first instruction. n.mu is held, and the thread is locked.
+func (n *nursery) fork(path string, argv []string, attr *syscall.ProcAttr) (int, error) {
+	if n.theirs == nil {
 		return syscall.ForkExec(path, argv, attr)
 	}
-	n.files.Lock()
-	defer n.files.Unlock()
-	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &n.theirs); err != nil {
+	traced, sys := *attr, *attr.Sys
+	sys.Ptrace = true
+	traced.Sys = &sys
+	pid, err := syscall.ForkExec(path, argv, &traced)
+	if err != nil {
+		return 0, err
+	}
+	if err := n.limitStopped(pid); err != nil {
+		_ = syscall.Kill(pid, syscall.SIGKILL) // it may be gone already
+		for {
+			if _, err := syscall.Wait4(pid, nil, 0, nil); !errors.Is(err, syscall.EINTR) {
+				break
+			}
+		}
 		return 0, fmt.Errorf("limit open files: %w", err)
 	}
-	pid, err = syscall.ForkExec(path, argv, attr)
-	if back := syscall.Setrlimit(syscall.RLIMIT_NOFILE, n.own); back != nil {
-		n.log.Error("the helper's own limit of open files is not what it was", "err", back)
+	return pid, nil
+}
+
+// limitStopped waits for a traced process to stop, limits it and lets it go.
+func (n *nursery) limitStopped(pid int) error {
+	var status syscall.WaitStatus
+	for {
+		_, err := syscall.Wait4(pid, &status, 0, nil)
+		if errors.Is(err, syscall.EINTR) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		break
 	}
-	return pid, err
+	if !status.Stopped() {
+		return errors.New("it was killed before it began")
+	}
+	theirs := unix.Rlimit{Cur: n.theirs.Cur, Max: n.theirs.Max}
+	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &theirs, nil); err != nil {
+		return err
+	}
+	return syscall.PtraceDetach(pid)
 }
 
 // How often the use of memory is looked at: the less, the further it is from the point at which the guest acts. Programs fill memory no
@@ -147,18 +188,19 @@ func (s *Server) watchMemory() {
 	}
 }
 
-// awaitMemory waits a moment for what was killed to give its memory back, so that no second one is killed for it.
+// awaitMemory waits for what was killed to give its memory back, so that no second one is killed for it: for as long as the use falls.
 func (s *Server) awaitMemory(used func() (int64, error), limit int64) int64 {
-	late := time.After(memoryRelease)
-	for {
+	least := int64(math.MaxInt64)
+	for late := time.Now().Add(memoryRelease); ; {
 		n, err := used()
-		if err != nil || n < limit {
+		if n < least {
+			least, late = n, time.Now().Add(memoryRelease)
+		}
+		if err != nil || n < limit || time.Now().After(late) {
 			return n
 		}
 		select {
 		case <-time.After(memoryOften):
-		case <-late:
-			return n
 		case <-s.closing:
 			return n
 		}
@@ -168,6 +210,7 @@ func (s *Server) awaitMemory(used func() (int64, error), limit int64) int64 {
 // freeMemory kills what uses the most memory: a run with all that belongs to it, or a process that belongs to none. It reports whether
 // there was something to kill.
 func (s *Server) freeMemory() bool {
+	before := processes() // first: what is started meanwhile belongs to a run that is not listed yet
 	var all []*run
 	for _, r := range s.runs.list() {
 		if r.alive() {
@@ -189,7 +232,7 @@ func (s *Server) freeMemory() bool {
 		}
 	}
 	if s.cfg.Confine { // else there are processes that are none of ours
-		for _, p := range processes() {
+		for _, p := range before {
 			if !owned[p.pid] && !p.dead && p.resident > most {
 				stray, victim, most = p, nil, p.resident
 			}

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 	"testing"
 	"time"
 
@@ -79,22 +78,18 @@ func TestHelperLimits(t *testing.T) {
 	t.Parallel()
 	forEachSetting(t, func(t *testing.T, name string, h *helper) {
 		const sysResource = 1 << 24
-		if os.Getuid() != 0 || ownCaps(t)&sysResource == 0 || name == "as PID 1 with one uid" {
-			err := h.client.Setup(t.Context(), guest.Setup{Limits: guest.Limits{OpenFiles: 100}})
-			if err == nil || !strings.Contains(err.Error(), "capability") {
-				t.Errorf("a helper that can't limit says %v", err)
-			}
-			return
+		if name == "as PID 1" && ownCaps(t)&sysResource == 0 {
+			t.Skip("limits of another user's processes are not ours to set")
 		}
-		for _, files := range []int{100, 5000} { // it may change
+		for _, files := range []int{5000, 100, 200} { // it may change
 			err := h.client.Setup(t.Context(), guest.Setup{
-				Env: map[string]string{"PATH": os.Getenv("PATH")}, Limits: guest.Limits{OpenFiles: int64(files), PIDs: 40},
+				Env: map[string]string{"PATH": os.Getenv("PATH")}, Limits: guest.Limits{OpenFiles: int64(files), PIDs: 5000},
 			})
 			if err != nil {
 				t.Fatal(err)
 			}
-			want := fmt.Sprintf("%d %[1]d 40 40\n", files)
-			res := run(t, h.client, shell("echo $(ulimit -Sn) $(ulimit -Hn) $(grep processes /proc/self/limits | cut -c 27-40 | tr -d a-z) $(grep processes /proc/self/limits | cut -c 48-60 | tr -d a-z)"))
+			want := fmt.Sprintf("%d %[1]d 5000 5000\n", files)
+			res := run(t, h.client, shell("echo $(ulimit -Sn) $(ulimit -Hn) $(grep processes /proc/self/limits | cut -c 27-60 | tr -d a-z)"))
 			if got := res.stdout.String(); got != want {
 				t.Errorf("the limits are %q, want %q; %s", got, want, res.stderr.String())
 			}

@@ -30,12 +30,9 @@ type nursery struct {
 	jobs  chan func()
 	log   *slog.Logger
 
-	files  sync.RWMutex    // held while descriptors are short, see fork
-	own    *syscall.Rlimit // of descriptors; nil = what is started has ours
-	theirs syscall.Rlimit  // guarded by mu
-
 	mu       sync.Mutex
 	children map[int]*child
+	theirs   *syscall.Rlimit // of descriptors, what is started has; nil = the same as we
 
 	sigchld chan os.Signal
 	quit    chan struct{}

@@ -42,20 +42,13 @@ type run struct {
 
 // spawn starts the process that p describes and everything that serves it.
 func (s *Server) spawn(p plan) (*run, error) {
-	streams, err := s.openStdio(p)
+	streams, err := openStdio(p.cmd.Stdio, p.cmd.Size, p.uid, p.gid)
 	if err != nil {
 		return nil, &Error{Status: 500, Code: "start_failed", Detail: err.Error()}
 	}
 	j, err := newJournal(s.journalDir(p.cmd.ID), s.cfg.JournalLimit, func(err error) {
 		s.log.Error("output is being lost", "run", p.cmd.ID, "err", err)
 	})
-	if err == nil {
-		j.open = func(path string) (segmentFile, error) {
-			s.nursery.files.RLock()
-			defer s.nursery.files.RUnlock()
-			return createSegment(path)
-		}
-	}
 	if err != nil {
 		streams.closeChild()
 		streams.close()
@@ -91,12 +84,6 @@ func (s *Server) spawn(p plan) (*run, error) {
 	r.wg.Go(func() { r.feed(p.cmd.Stdin, !p.cmd.Open) })
 	r.wg.Go(r.supervise)
 	return r, nil
-}
-
-func (s *Server) openStdio(p plan) (*stdio, error) {
-	s.nursery.files.RLock()
-	defer s.nursery.files.RUnlock()
-	return openStdio(p.cmd.Stdio, p.cmd.Size, p.uid, p.gid)
 }
 
 // feed writes what stdin begins with.

@@ -102,7 +102,7 @@ func (k *keeper) create(ctx context.Context, sb sandbox.Sandbox) error {
 		return nil // somebody wants it to stop, or the manager ends: the row says which
 	}
 	k.m.log.Error("a sandbox could not be created", "sandbox", sb.ID, "err", err)
-	if st := k.inspect(ctx, sb); st.Phase == engine.PhaseGone && st.OOM {
+	if st, inspectErr := k.inspect(ctx, sb); inspectErr == nil && st.Phase == engine.PhaseGone && st.OOM {
 		return k.outOfMemory(ctx, sb)
 	}
 	return k.fail(ctx, sb, plain(err))

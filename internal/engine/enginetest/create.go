@@ -26,6 +26,8 @@ var creating = []promise{
 // reopening are the promises that need an engine of their own: what outlives Close.
 var reopening = []promise{
 	{"RefSurvivesReopen", refSurvivesReopen},
+	{"MemoryLimitSurvivesReopen", memoryLimitSurvivesReopen},
+	{"CPULimit", cpuLimit}, // which is measured, so nothing else runs
 }
 
 func createIsIdempotentPerRun(t *testing.T, s suite) {

@@ -57,7 +57,7 @@ func Run(t *testing.T, h Harness) {
 			t.Errorf("close: %v", err)
 		}
 	})
-	for _, group := range [][]promise{creating, destroying, guesting, keeping, suspending, walls} {
+	for _, group := range [][]promise{creating, destroying, guesting, keeping, suspending, walls, limits} {
 		for _, p := range group {
 			t.Run(p.name, func(t *testing.T) {
 				t.Parallel()

@@ -11,7 +11,6 @@ import (
 
 	"github.com/sandlot-dev/sandlot/internal/engine"
 	"github.com/sandlot-dev/sandlot/internal/guest"
-	"github.com/sandlot-dev/sandlot/internal/sandbox"
 )
 
 // keeping are the promises about volumes.
@@ -24,7 +23,6 @@ var keeping = []promise{
 // walls are the promises about what a sandbox can't see or take.
 var walls = []promise{
 	{"EnvDoesNotLeak", envDoesNotLeak},
-	{"DiskLimit", diskLimit},
 	{"NoHostFiles", noHostFiles},
 	{"NoHostProcesses", noHostProcesses},
 	{"NoNetwork", noNetwork},
@@ -104,18 +102,6 @@ func envDoesNotLeak(t *testing.T, s suite) {
 	if strings.Contains(mine+others, marker) {
 		t.Errorf("the host's environment is in there")
 	}
-}
-
-func diskLimit(t *testing.T, s suite) {
-	if s.e.Capabilities().Limits.Disk == "" {
-		t.Skip("this engine doesn't limit the writable layer")
-	}
-	c := s.create(t, func(spec *sandbox.Spec) { spec.DiskMiB = 32 }).dial(t, nil)
-	r := sh(t, c, "dd if=/dev/zero of=/var/tmp/big bs=1M count=64")
-	if r.exited(0) || !strings.Contains(string(r.stderr), "No space left") {
-		t.Errorf("64 MiB into 32: %v", r)
-	}
-	output(t, c, "rm /var/tmp/big && dd if=/dev/zero of=/var/tmp/small bs=1M count=16 && rm /var/tmp/small")
 }
 
 func (s suite) isolated(t *testing.T) {

@@ -89,10 +89,12 @@ var networks = []sandbox.NetworkMode{sandbox.NetworkNone, sandbox.NetworkEgress}
 func (e *Engine) Capabilities() engine.Capabilities {
 	return engine.Capabilities{
 		Name: "fake", Images: []string{sandbox.HostImage}, Networks: networks,
-		Limits: e.limits(), CPUs: e.cfg.CPUs, MemoryMiB: e.cfg.MemoryMiB, NoGPU: "a fake has no GPU",
+		Limits: e.limits(), CPUs: e.cfg.CPUs, MemoryMiB: e.cfg.MemoryMiB, NoGPU: noGPU,
 		AgentIsRoot: os.Getuid() == 0, Isolation: "none: processes of this machine, for tests only",
 	}
 }
+
+const noGPU = "a fake has no GPU"
 
 func (e *Engine) limits() sandbox.LimitedBy {
 	l := e.cfg.Limits
@@ -157,6 +159,8 @@ func (e *Engine) check(spec sandbox.Spec) error {
 		return fmt.Errorf("fake: %w: network %q", sandbox.ErrUnsupported, spec.Network.Mode)
 	case spec.CPU != 0 && limits.CPU == "" || spec.MemoryMiB != 0 && limits.Memory == "":
 		return fmt.Errorf("fake: %w: limits of CPU and memory", sandbox.ErrUnsupported)
+	case spec.GPU != "":
+		return fmt.Errorf("fake: %w: %s", sandbox.ErrUnsupported, noGPU)
 	case !filepath.IsLocal(spec.Volume.ID):
 		return fmt.Errorf("fake: %w: volume %q", sandbox.ErrInvalid, spec.Volume.ID)
 	}

@@ -163,6 +163,11 @@ func Open(cfg Config) (*Engine, error) {
 // Close waits for suspensions under way and gives the standard streams back. Sandboxes go on running.
 func (e *Engine) Close() error {
 	e.working.Wait()
+	e.mu.Lock()
+	for k, en := range e.entries {
+		leaveChild(e.conf.RootDir, k, en.made)
+	}
+	e.mu.Unlock()
 	e.watches.close()
 	releaseRuntime()
 	return errors.Join(e.netns.Close(), e.stage.close(), e.images.Close())
@@ -217,7 +222,7 @@ func (e *Engine) hold(ctx context.Context, k string) (*entry, func(), error) {
 	e.mu.Lock()
 	en := e.entries[k]
 	if en == nil {
-		en = &entry{lock: make(chan struct{}, 1)}
+		en = &entry{lock: make(chan struct{}, 1), made: takeChild(e.conf.RootDir, k)}
 		en.lock <- struct{}{}
 		e.entries[k] = en
 	}

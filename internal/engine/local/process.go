@@ -10,10 +10,39 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/runsc/container"
 )
+
+// children are the sandboxes that this process made with an Engine that is closed: the next one on the same directory must reap them,
+// since nobody else can.
+var children struct {
+	sync.Mutex
+	made map[string]*container.Container // by gVisor's directory and key
+}
+
+func leaveChild(root, k string, c *container.Container) {
+	if c == nil {
+		return
+	}
+	children.Lock()
+	defer children.Unlock()
+	if children.made == nil {
+		children.made = map[string]*container.Container{}
+	}
+	children.made[filepath.Join(root, k)] = c
+}
+
+func takeChild(root, k string) *container.Container {
+	children.Lock()
+	defer children.Unlock()
+	c := children.made[filepath.Join(root, k)]
+	delete(children.made, filepath.Join(root, k))
+	return c
+}
 
 // role is what a process of gVisor does for a sandbox.
 type role string

@@ -107,48 +107,6 @@ func TestFilesBelongToNobodyOfTheHost(t *testing.T) {
 	}
 }
 
-// A sandbox that wants more memory than it may have dies alone.
-func TestMemoryLimit(t *testing.T) {
-	e, _ := newEngine(t)
-	sp := spec()
-	sp.MemoryMiB, sp.CPU = 200, 1.5
-	ref := engine.Ref{ID: sandbox.ID(sandbox.NewID(sandbox.PrefixSandbox)), Run: "1"}
-	_, err := e.Create(t.Context(), ref, sp)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer destroy(t, e, ref)
-	neighbour := create(t, e, spec())
-	conn, err := e.Dial(t.Context(), ref)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := guest.NewClient(conn, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	if err := c.Setup(t.Context(), guest.Setup{Env: map[string]string{"PATH": "/usr/bin:/bin"}, Deadline: time.Now().Add(time.Hour)}); err != nil {
-		t.Fatal(err)
-	}
-	// tail keeps all of it, since no line ends.
-	if _, err := c.Start(t.Context(), guest.Command{ID: "eater", Argv: []string{"/bin/sh", "-c", "head -c 600M /dev/zero | tail"}}); err != nil {
-		t.Fatal(err)
-	}
-	select {
-	case <-c.Done():
-	case <-time.After(time.Minute):
-		t.Fatal("600 MB fitted into 200")
-	}
-	if st, err := e.Inspect(t.Context(), ref); err != nil || st.Phase != engine.PhaseGone || !st.OOM || !strings.Contains(st.Reason, "200 MiB") {
-		t.Errorf("its end: %+v, %v", st, err)
-	}
-	if out, code := sh(t, e, neighbour, guest.UserAgent, "echo alive"); code != 0 || out != "alive\n" {
-		t.Errorf("its neighbour: %d %q", code, out)
-	}
-	destroy(t, e, neighbour)
-}
-
 // Orphans are what a server leaves that was killed at a bad moment: processes without a directory, a directory without processes.
 func TestOrphansAreListedAndDestroyed(t *testing.T) {
 	e, cfg := newEngine(t)
