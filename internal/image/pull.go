@@ -47,27 +47,78 @@ func (s *Store) Pull(ctx context.Context, ref string, auth Auth, report func(Pro
 	if err != nil {
 		return Image{}, res, err
 	}
-	m, err := s.resolve(ctx, c, r)
+	img, found, err := s.here(ctx, c, r, report)
 	if err != nil {
 		return Image{}, res, at(fieldRegistry, err)
 	}
-	res.Digest, res.Manifest = m.top, m.digest
+	res.Digest, res.Manifest = found.Digest, found.Manifest
+	if img.ID == "" {
+		m, err := s.resolve(ctx, c, r)
+		if err != nil {
+			return Image{}, res, at(fieldRegistry, err)
+		}
+		res.Digest, res.Manifest = m.top, m.digest
+		if img, err = s.share(ctx, &pull{s: s, c: c, m: m, name: res.Reference}, report); err != nil {
+			return Image{}, res, at(fieldRegistry, err)
+		}
+	}
+	s.touch(img.ID)
+	if now, err := s.Inspect(ctx, img.ID); err == nil {
+		img = now // its names, and slices of the caller's own
+	}
+	report(Progress{Phase: PhaseDone, Done: img.Size, Total: img.Size, Text: res.Reference + " is ready."})
+	return img, res, nil
+}
+
+// share does a pull, or waits for the same one of somebody else.
+func (s *Store) share(ctx context.Context, p *pull, report func(Progress)) (Image, error) {
 	for {
-		p := &pull{s: s, c: c, m: m, name: res.Reference}
-		img, led, err := s.flights.do(ctx, s, p.source(), report, p.run)
+		img, led, err := s.flights.do(ctx, s, p.c.repo.Name()+"@"+p.m.digest, report, p.run)
 		if err != nil && !led && ctx.Err() == nil && code(err) == "registry_denied" {
 			continue // that was about somebody else's credentials
 		}
 		if err == nil && !led { // with this caller's name for it
-			err = s.rename(img.ID, res.Reference)
+			err = s.rename(img.ID, p.name)
 		}
-		if err != nil {
-			return Image{}, res, at(fieldRegistry, err)
-		}
-		s.touch(img.ID)
-		report(Progress{Phase: PhaseDone, Done: img.Size, Total: img.Size, Text: res.Reference + " is ready."})
-		return img, res, nil
+		return img, err
 	}
+}
+
+// here finds an image that lies ready and that the registry would give to this caller. It asks with HEAD, which registries don't count as
+// a pull; whatever is not clear from the answer is left to GET.
+func (s *Store) here(ctx context.Context, c *session, ref name.Reference, report func(Progress)) (Image, source, error) {
+	known := s.from(c.repo.Name())
+	if len(known) == 0 {
+		return Image{}, source{}, nil
+	}
+	digest := c.digest(ctx, ref.Identifier())
+	for id, sources := range known {
+		i := slices.IndexFunc(sources, func(o source) bool { return o.Repo == c.repo.Name() && (o.Digest == digest || o.Manifest == digest) })
+		if i < 0 {
+			continue
+		}
+		r, unpin, err := s.hold(id)
+		if err != nil {
+			continue // deleted just now
+		}
+		defer unpin()
+		img, err := s.finish(ctx, r, nil, canonical(ref), report)
+		return img, source{Digest: digest, Manifest: sources[i].Manifest}, err
+	}
+	return Image{}, source{}, nil
+}
+
+// from lists the images that came from a repository.
+func (s *Store) from(repo string) map[string][]source {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := map[string][]source{}
+	for id, r := range s.images {
+		if slices.ContainsFunc(r.Sources, func(o source) bool { return o.Repo == repo }) {
+			out[id] = r.Sources
+		}
+	}
+	return out
 }
 
 func (s *Store) rename(id, name string) error {
@@ -211,8 +262,9 @@ type pull struct {
 	total int64
 }
 
-// source names where the image comes from: who is given this manifest by this repository may have the image.
-func (p *pull) source() string { return p.c.repo.Name() + "@" + p.m.digest }
+func (p *pull) source() source {
+	return source{Repo: p.c.repo.Name(), Digest: p.m.top, Manifest: p.m.digest}
+}
 
 func (p *pull) run(ctx context.Context, post func(Progress)) (Image, error) {
 	p.post = post
@@ -237,8 +289,8 @@ func (p *pull) all(ctx context.Context) (Image, error) {
 	id := p.m.Config.Digest.String()
 	if r, unpin, err := p.s.hold(id); err == nil {
 		defer unpin()
-		if slices.Contains(r.Sources, p.source()) {
-			return p.finish(ctx, r, nil)
+		if slices.ContainsFunc(r.Sources, func(o source) bool { return o.Repo == p.source().Repo && o.Manifest == p.m.digest }) {
+			return p.s.finish(ctx, r, nil, p.name, p.post)
 		}
 	}
 	cf, raw, err := p.config(ctx)
@@ -256,12 +308,7 @@ func (p *pull) all(ctx context.Context) (Image, error) {
 	if err := p.s.addConfig(raw); err != nil {
 		return Image{}, err
 	}
-	r := record{ID: id, Layers: layers, Platform: platformOf(cf), Names: []string{p.name}, Sources: []string{p.source()}, chain: chainOf(layers)}
-	return p.finish(ctx, r, cf)
-}
-
-// finish writes the root and the record.
-func (p *pull) finish(ctx context.Context, r record, cf *v1.ConfigFile) (Image, error) {
+	r := record{ID: id, Layers: layers, Platform: platformOf(cf), Names: []string{p.name}, Sources: []source{p.source()}, chain: chainOf(layers)}
 	return p.s.finish(ctx, r, cf, p.name, p.post)
 }
 
@@ -338,7 +385,7 @@ func (p *pull) room() error {
 	if err := unix.Statfs(p.s.cfg.Dir, &st); err != nil {
 		return fmt.Errorf("image: %w", err)
 	}
-	if free := int64(st.Bavail) * st.Bsize; free < need { //nolint:unconvert // Bavail's type differs between machines
+	if free := int64(st.Bavail) * st.Bsize; free < need {
 		return diskFull(fmt.Errorf("%s are needed and %s are free: %w", size(need), size(free), unix.ENOSPC))
 	}
 	return nil

@@ -169,6 +169,19 @@ func (c *session) small(ctx context.Context, url string, header map[string]strin
 	return body, strings.TrimSpace(mediaType), err
 }
 
+// digest asks what a reference names, once, or returns "".
+func (c *session) digest(ctx context.Context, id string) string {
+	resp, err := c.request(ctx, http.MethodHead, c.url("manifests", id), map[string]string{"Accept": acceptManifests}, http.StatusOK)
+	if err != nil {
+		return ""
+	}
+	defer resp.Body.Close()
+	if d := resp.Header.Get("Docker-Content-Digest"); isDigest(d) && (!isDigest(id) || id == d) {
+		return d
+	}
+	return ""
+}
+
 // holds asks whether the registry has a blob and lets this caller have it.
 func (c *session) holds(ctx context.Context, d v1.Descriptor) (bool, error) {
 	found := false

@@ -48,12 +48,18 @@ type record struct {
 	Platform  string    `json:"platform"`
 	CreatedAt time.Time `json:"created_at"`
 	Names     []string  `json:"names,omitempty"`
-	// Sources are the repositories that gave it, each with the manifest's digest: whoever gets that manifest there may have the image.
-	Sources []string `json:"sources,omitempty"`
+	Sources   []source  `json:"sources,omitempty"`
 
 	settings Settings
 	chain    string
 	usedAt   time.Time // the file's modification time
+}
+
+// source is where an image came from: whoever gets that manifest from that repository may have the image.
+type source struct {
+	Repo     string `json:"repo"`
+	Digest   string `json:"digest"`   // of what was asked for: a list of platforms, perhaps
+	Manifest string `json:"manifest"` // of the manifest for our platform
 }
 
 // layerInfo is what layers/HEX.json tells of a blob.
@@ -383,7 +389,7 @@ func (s *Store) keep(r record, cf *v1.ConfigFile) error {
 // maxNames bounds the names and sources of one image.
 const maxNames = 256
 
-func union(a, b []string) []string {
+func union[T comparable](a, b []T) []T {
 	out := slices.Clone(a)
 	for _, v := range b {
 		if !slices.Contains(out, v) {
