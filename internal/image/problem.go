@@ -188,17 +188,17 @@ func explain(err error, host, what string, signed bool) error {
 	}
 	var status *statusError
 	if errors.As(err, &status) {
-		switch {
-		case status.status == http.StatusUnauthorized, status.status == http.StatusForbidden:
+		switch status.status {
+		case http.StatusUnauthorized, http.StatusForbidden:
 			if signed {
 				return problem(sandbox.ErrInvalid, "registry_denied", fieldSecret,
 					"%s refuses these credentials for %s. Check that they are right, not expired, and allowed to pull it.", host, what)
 			}
 			return problem(sandbox.ErrInvalid, "registry_denied", fieldRegistry,
 				"%s gives %s to nobody without credentials, or has no such image. Check the name; for a private image name a secret in image.registry_secret.", host, what)
-		case status.status == http.StatusNotFound:
+		case http.StatusNotFound:
 			return problem(sandbox.ErrInvalid, "image_not_found", fieldRegistry, "%s has no %s. Check the name and the tag.", host, what)
-		case status.status == http.StatusTooManyRequests:
+		case http.StatusTooManyRequests:
 			again := "Try again later"
 			if status.wait > 0 {
 				again = fmt.Sprintf("Try again in %s", status.wait)
