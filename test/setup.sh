@@ -11,6 +11,9 @@ have git || missing+=(git)
 have newuidmap || missing+=(uidmap)
 have chromium || missing+=(chromium)
 have npm || missing+=(nodejs npm)
+have umoci || missing+=(umoci) # unpacks images, to compare with
+have skopeo || missing+=(skopeo) # copies images
+{ [ -x /bin/busybox ] && ! ldd /bin/busybox >/dev/null 2>&1; } || missing+=(busybox-static) # runs in any image
 
 if [ ${#missing[@]} -gt 0 ]; then
 	sudo=()

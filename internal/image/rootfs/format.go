@@ -76,16 +76,17 @@ func (m *merge) finish(ctx context.Context) (Stats, error) {
 
 // finish sorts what is below n, as EROFS wants it: by bytes.
 func (n *node) finish() {
-	if len(n.children) == 0 {
+	if !n.isDir() {
 		return
 	}
-	n.sorted = make([]*node, 0, len(n.children))
-	for _, c := range n.children {
+	d := n.dir
+	d.sorted = make([]*node, 0, len(d.children))
+	for _, c := range d.children {
 		c.finish()
-		n.sorted = append(n.sorted, c)
+		d.sorted = append(d.sorted, c)
 	}
-	n.children = nil
-	slices.SortFunc(n.sorted, func(a, b *node) int { return strings.Compare(a.name, b.name) })
+	d.children = nil
+	slices.SortFunc(d.sorted, func(a, b *node) int { return strings.Compare(a.name, b.name) })
 }
 
 // formatter goes through the tree three times, always in the same order: to number the inodes, to write the large directories, and
@@ -96,6 +97,7 @@ type formatter struct {
 	pos   int64 // in the file
 	nid   int64 // the next free one
 	ents  []dirent
+	buf   []byte // for one inode, or one block of a directory
 	table []byte // of attributes, by inode number
 	count int64  // of inodes
 	paths int64
@@ -113,11 +115,11 @@ func (w *formatter) list(n *node) []dirent {
 	w.ents = w.ents[:0]
 	self, parent := dirent{".", n.ino}, dirent{"..", n.parent.ino}
 	w.ents = append(w.ents, self, parent)
-	for _, c := range n.sorted {
+	for _, c := range n.sorted() {
 		w.ents = append(w.ents, dirent{c.name, c.ino})
 	}
 	// Names before "." and between it and ".." exist: they begin with a space, '-', ".\x01" and the like.
-	if len(n.sorted) > 0 && n.sorted[0].name < ".." {
+	if len(n.sorted()) > 0 && n.sorted()[0].name < ".." {
 		slices.SortFunc(w.ents, func(a, b dirent) int { return strings.Compare(a.name, b.name) })
 	}
 	return w.ents
@@ -168,13 +170,13 @@ func (w *formatter) place(n *node) error {
 			ino.size = (full-1)*blockSize + int64(used)
 		}
 		ino.nlink = 2
-		for _, c := range n.sorted {
+		for _, c := range n.sorted() {
 			if c.isDir() {
 				ino.nlink++
 			}
 		}
 	case typeSymlink:
-		ino.size = int64(len(ino.target))
+		ino.size = int64(len(ino.target()))
 		tail = inlineTarget(ino)
 	case typeRegular:
 		w.bytes += ino.size
@@ -189,7 +191,7 @@ func (w *formatter) place(n *node) error {
 	}
 	n.ino.nid = uint32(w.nid)
 	w.nid += slots
-	for _, c := range n.sorted {
+	for _, c := range n.sorted() {
 		if err := w.place(c); err != nil {
 			return err
 		}
@@ -208,8 +210,8 @@ func lastBlock(ents []dirent) (n, used int) {
 
 // inlineTarget is how much of a link's target follows its inode: all, but for the few that are too long.
 func inlineTarget(i *inode) int {
-	if len(i.target) <= blockSize-inodeSize {
-		return len(i.target)
+	if len(i.target()) <= blockSize-inodeSize {
+		return len(i.target())
 	}
 	return 0
 }
@@ -236,12 +238,12 @@ func (w *formatter) blocks(n *node) error {
 		}
 	case ino.is(typeSymlink) && inlineTarget(ino) == 0 && ino.block == 0:
 		ino.block = uint32(w.pos / blockSize)
-		if err := w.write([]byte(ino.target)); err != nil {
+		if err := w.write([]byte(ino.target())); err != nil {
 			return err
 		}
 		return w.padTo(blocks(w.pos) * blockSize)
 	}
-	for _, c := range n.sorted {
+	for _, c := range n.sorted() {
 		if err := w.blocks(c); err != nil {
 			return err
 		}
@@ -251,7 +253,7 @@ func (w *formatter) blocks(n *node) error {
 
 // dirents writes the lines of one block: first what is of fixed size, then the names.
 func (w *formatter) dirents(ents []dirent) error {
-	b := make([]byte, 0, blockSize)
+	b := w.buf[:0]
 	off := direntSize * len(ents)
 	for _, e := range ents {
 		b = binary.LittleEndian.AppendUint64(b, uint64(e.ino.nid))
@@ -262,6 +264,7 @@ func (w *formatter) dirents(ents []dirent) error {
 	for _, e := range ents {
 		b = append(b, e.name...)
 	}
+	w.buf = b
 	return w.write(b)
 }
 
@@ -275,9 +278,9 @@ func (w *formatter) inodes(n *node, meta int64) error {
 		return err
 	}
 	ino := n.ino
-	if len(ino.xattrs) > 0 {
+	if len(ino.xattrs()) > 0 {
 		w.table = binary.AppendUvarint(w.table, uint64(ino.nid))
-		w.table = appendBytes(w.table, string(ino.xattrs))
+		w.table = appendBytes(w.table, string(ino.xattrs()))
 	}
 	layout, raw := layoutPlain, ino.block
 	var tail []dirent
@@ -295,7 +298,7 @@ func (w *formatter) inodes(n *node, meta int64) error {
 	case typeChar, typeBlock:
 		raw = ino.rdev
 	}
-	b := make([]byte, inodeSize)
+	b := append(w.buf[:0], zeros[:inodeSize]...)
 	le := binary.LittleEndian
 	le.PutUint16(b[0:], uint16(layout))
 	le.PutUint16(b[4:], ino.mode)
@@ -308,15 +311,16 @@ func (w *formatter) inodes(n *node, meta int64) error {
 	le.PutUint32(b[40:], ino.nsec)
 	le.PutUint32(b[44:], ino.nlink)
 	if layout == layoutInline {
-		b = append(b, ino.target...)
+		b = append(b, ino.target()...)
 	}
+	w.buf = b
 	if err := w.write(b); err != nil {
 		return err
 	}
 	if err := w.dirents(tail); err != nil {
 		return err
 	}
-	for _, c := range n.sorted {
+	for _, c := range n.sorted() {
 		if err := w.inodes(c, meta); err != nil {
 			return err
 		}

@@ -2,6 +2,7 @@ package rootfs
 
 import (
 	"archive/tar"
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -48,9 +49,10 @@ func (m *merge) layer(ctx context.Context, n int, open Layer) error {
 		return fmt.Errorf("opening layer %d: %w", n+1, err)
 	}
 	src := &source{ctx: ctx, m: m, r: rc}
-	name, err := m.entries(tar.NewReader(src))
+	in := bufio.NewReaderSize(src, 64<<10) // archive/tar reads header by header
+	name, err := m.entries(tar.NewReader(in))
 	if err == nil {
-		_, err = io.Copy(io.Discard, src) // padding; and a reader that checks a digest does so at the end
+		_, err = io.Copy(io.Discard, in) // padding; and a reader that checks a digest does so at the end
 	}
 	if cerr := rc.Close(); cerr != nil && err == nil {
 		return fmt.Errorf("closing layer %d: %w", n+1, cerr)
@@ -100,7 +102,7 @@ func (s *source) Read(p []byte) (int, error) {
 	if s.m.stream += int64(n); s.m.stream > s.m.limit.stream() {
 		return n, bad("the layers are longer than the limits on bytes, entries and metadata allow in all; use a smaller image, or raise them")
 	}
-	if err != nil && err != io.EOF { //nolint:errorlint // a wrapped EOF is an error
+	if err != nil && err != io.EOF { // a wrapped one is an error
 		s.err = err
 	}
 	return n, err
@@ -111,7 +113,7 @@ func (m *merge) entries(tr *tar.Reader) (string, error) {
 	last := ""
 	for {
 		h, err := tr.Next()
-		if err == io.EOF { //nolint:errorlint // archive/tar returns it bare
+		if err == io.EOF {
 			return "", nil
 		}
 		if err != nil {
@@ -165,7 +167,7 @@ func (m *merge) entry(h *tar.Header, r io.Reader) error {
 	if err != nil {
 		return err
 	}
-	if err := m.tree.count(len(base) + len(ino.target) + len(ino.xattrs)); err != nil {
+	if err := m.tree.count(len(base) + len(ino.target()) + len(ino.xattrs())); err != nil {
 		return err
 	}
 	if base == "" {
@@ -200,6 +202,7 @@ func (m *merge) inode(h *tar.Header) (*inode, error) {
 		return nil, bad("its owner %d:%d is none that Linux knows", h.Uid, h.Gid)
 	}
 	ino.uid, ino.gid = uint32(h.Uid), uint32(h.Gid)
+	target := ""
 	switch h.Typeflag {
 	case tar.TypeReg, tar.TypeGNUSparse, tar.TypeCont:
 		ino.mode |= typeRegular
@@ -218,12 +221,14 @@ func (m *merge) inode(h *tar.Header) (*inode, error) {
 			return nil, bad("its link target is empty, longer than %d bytes, or has a byte that is zero", maxTarget)
 		}
 		// Wherever it points, it is followed inside the image only.
-		ino.mode, ino.target = typeSymlink|0o777, strings.Clone(h.Linkname)
+		ino.mode, target = typeSymlink|0o777, strings.Clone(h.Linkname)
 	default:
 		return nil, bad("its type %q is none of a root file system; have the image rebuilt", h.Typeflag)
 	}
-	var err error
-	ino.xattrs, err = headerXattrs(h)
+	xattrs, err := headerXattrs(h)
+	if target != "" || xattrs != nil {
+		ino.extra = &extra{target, xattrs}
+	}
 	return ino, err
 }
 
@@ -244,7 +249,7 @@ func (m *merge) whiteout(dir, base string) error {
 	}
 	if base == opaque {
 		m.tree.hideBelow(parent)
-	} else if n := parent.children[name]; n != nil {
+	} else if n := parent.child(name); n != nil {
 		m.tree.hide(n)
 	}
 	return nil
@@ -271,7 +276,7 @@ func (m *merge) link(h *tar.Header, dir, base string) error {
 		return err
 	}
 	for n := target; n != nil; n = n.parent {
-		if n == parent.children[base] {
+		if n == parent.child(base) {
 			target = nil // it is what this entry replaces, or is below that
 		}
 		if n.parent == n {

@@ -35,7 +35,7 @@ type Layer func(ctx context.Context) (io.ReadCloser, error)
 // Limits bound what layers may ask for, all of them together, whether or not a later layer hides it. Zero is a default.
 type Limits struct {
 	Bytes    int64 // contents of regular files, holes included; 64 GiB
-	Entries  int64 // entries of the layers, and directories that they only imply; 2,000,000
+	Entries  int64 // entries of the layers, and directories that they only imply; 1,000,000
 	Metadata int64 // names, link targets and extended attributes, which are held in memory; 256 MiB
 }
 
@@ -46,7 +46,7 @@ func (l Limits) withDefaults() Limits {
 		}
 	}
 	set(&l.Bytes, 64<<30)
-	set(&l.Entries, 2_000_000)
+	set(&l.Entries, 1_000_000)
 	set(&l.Metadata, 256<<20)
 	return l
 }

@@ -26,37 +26,74 @@ const (
 	typeFIFO    = 0o010000
 )
 
-// node is a name in the tree. There may be millions: keep it small.
+// node is a name in the tree. There may be a million: keep it small.
 type node struct {
-	name     string
-	parent   *node // of the root: itself
-	ino      *inode
-	children map[string]*node // of a directory
-	sorted   []*node          // instead of children, once the tree is complete
-	layer    int32            // the last one that named this path or one below it
-	opaque   int32            // the last one that hid what lower ones have below
-	depth    int32
+	name   string
+	parent *node // of the root: itself
+	ino    *inode
+	dir    *directory // nil if it is none
+	layer  int32      // the last one that named this path or one below it
+	depth  int32
+}
+
+// directory is what a node has that is one.
+type directory struct {
+	children map[string]*node
+	sorted   []*node // instead of children, once the tree is complete
+	opaque   int32   // the last layer that hid what lower ones have below
 }
 
 // inode is what hard links share.
 type inode struct {
+	extra *extra // nil for most
+	mtime int64
+	size  int64
+	nsec  uint32
+	uid   uint32
+	gid   uint32
+	rdev  uint32
+	nlink uint32
+	block uint32 // where the contents begin
+	nid   uint32
+	mode  uint16
+}
+
+// extra is what few inodes have.
+type extra struct {
 	target string // of a symbolic link
 	xattrs []byte // as in the table of attributes
-	mtime  int64
-	size   int64
-	nsec   uint32
-	uid    uint32
-	gid    uint32
-	rdev   uint32
-	nlink  uint32
-	block  uint32 // where the contents begin
-	nid    uint32
-	mode   uint16
+}
+
+func (i *inode) target() string {
+	if i.extra == nil {
+		return ""
+	}
+	return i.extra.target
+}
+
+func (i *inode) xattrs() []byte {
+	if i.extra == nil {
+		return nil
+	}
+	return i.extra.xattrs
 }
 
 func (i *inode) is(typ uint16) bool { return i.mode&typeMask == typ }
 
-func (n *node) isDir() bool { return n.ino.is(typeDir) }
+func (n *node) isDir() bool { return n.dir != nil }
+
+// child is the node of a name in a directory, or nil.
+func (n *node) child(name string) *node { return n.dir.children[name] }
+
+// sorted is what is in n, which may be no directory, in order.
+func (n *node) sorted() []*node {
+	if n.dir == nil {
+		return nil
+	}
+	return n.dir.sorted
+}
+
+func newDirectory() *directory { return &directory{children: map[string]*node{}, opaque: -1} }
 
 // tree is the merged image.
 type tree struct {
@@ -70,7 +107,7 @@ type tree struct {
 }
 
 func newTree(l Limits, freed func(*inode)) *tree {
-	r := &node{ino: &inode{mode: typeDir | 0o755, nlink: 1}, children: map[string]*node{}, layer: -1, opaque: -1}
+	r := &node{ino: &inode{mode: typeDir | 0o755, nlink: 1}, dir: newDirectory(), layer: -1}
 	r.parent = r
 	return &tree{root: r, limit: l, freed: freed}
 }
@@ -106,11 +143,11 @@ func (t *tree) add(parent *node, name string, ino *inode) (*node, error) {
 		return nil, bad("it is more than %d directories deep", maxDepth)
 	}
 	name = strings.Clone(name) // not a part of some long path that would be kept
-	n := &node{name: name, parent: parent, ino: ino, layer: t.layer, opaque: -1, depth: parent.depth + 1}
+	n := &node{name: name, parent: parent, ino: ino, layer: t.layer, depth: parent.depth + 1}
 	if ino.is(typeDir) {
-		n.children = map[string]*node{}
+		n.dir = newDirectory()
 	}
-	parent.children[name] = n
+	parent.dir.children[name] = n
 	ino.nlink++
 	t.touch(parent)
 	return n, nil
@@ -118,13 +155,15 @@ func (t *tree) add(parent *node, name string, ino *inode) (*node, error) {
 
 // remove takes n and all below it out of the tree.
 func (t *tree) remove(n *node) {
-	delete(n.parent.children, n.name)
+	delete(n.parent.dir.children, n.name)
 	t.drop(n)
 }
 
 func (t *tree) drop(n *node) {
-	for _, c := range n.children {
-		t.drop(c)
+	if n.isDir() {
+		for _, c := range n.dir.children {
+			t.drop(c)
+		}
 	}
 	if n.ino.nlink--; n.ino.nlink == 0 {
 		t.freed(n.ino)
@@ -142,11 +181,11 @@ func (t *tree) hide(n *node) {
 
 // hideBelow is what an opaque directory asks for. Asked again, there is nothing left to do: a layer of such markers costs no more.
 func (t *tree) hideBelow(n *node) {
-	if n.opaque == t.layer {
+	if !n.isDir() || n.dir.opaque == t.layer {
 		return
 	}
-	n.opaque = t.layer
-	for _, c := range n.children {
+	n.dir.opaque = t.layer
+	for _, c := range n.dir.children {
 		t.hide(c)
 	}
 }
@@ -171,7 +210,7 @@ func (t *tree) walk(p string, imply *inode) (*node, error) {
 			cur = cur.parent
 			continue
 		}
-		next := cur.children[name]
+		next := cur.child(name)
 		switch {
 		case next != nil && next.isDir():
 			cur = next
@@ -179,10 +218,10 @@ func (t *tree) walk(p string, imply *inode) (*node, error) {
 			if links++; links > maxLinks {
 				return nil, bad("its directory leads through more than %d symbolic links", maxLinks)
 			}
-			if path.IsAbs(next.ino.target) {
+			if path.IsAbs(next.ino.target()) {
 				cur = t.root
 			}
-			rest = next.ino.target + "/" + rest
+			rest = next.ino.target() + "/" + rest
 		case imply == nil:
 			return nil, nil
 		default:
@@ -213,12 +252,12 @@ func (t *tree) lookup(p string) (*node, error) {
 	if parent == nil || err != nil {
 		return nil, err
 	}
-	return parent.children[base], nil
+	return parent.child(base), nil
 }
 
 // put makes the path that is base in parent be ino, whatever was there. A directory stays one, with what is in it.
 func (t *tree) put(parent *node, base string, ino *inode) error {
-	if old := parent.children[base]; old != nil {
+	if old := parent.child(base); old != nil {
 		if old.isDir() && ino.is(typeDir) {
 			ino.nlink = old.ino.nlink
 			old.ino = ino

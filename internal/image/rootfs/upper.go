@@ -97,7 +97,7 @@ func (u *upper) read(rs io.ReadSeeker) error {
 	tr := tar.NewReader(rs)
 	for {
 		h, err := tr.Next()
-		if err == io.EOF { //nolint:errorlint // archive/tar returns it bare
+		if err == io.EOF {
 			return nil
 		}
 		if err != nil {
