@@ -184,11 +184,18 @@ type Snapshotter interface {
 	Snapshot(ctx context.Context, ref Ref, spec sandbox.Spec) (Prepared, error)
 }
 
-// NetworkUpdater is an optional power: the network device of a running sandbox can be cut off and joined again.
+// NetworkUpdater is an optional power: the network policy of a run can change while it runs.
 type NetworkUpdater interface {
-	// UpdateNetwork applies a policy to the run's network device, also to connections that are open. A run that was created
-	// without a device can't get one: ErrUnsupported.
-	UpdateNetwork(ctx context.Context, ref Ref, n sandbox.Network) error
+	// UpdateNetwork makes what the engine does of the policy true for the run: its network device works with NetworkOpen only, and
+	// is cut off with every other mode, connections that are open included. ErrUnsupported with code network_needs_restart if
+	// the run has no device and is to be open. What else a policy says is the gateway's business.
+	UpdateNetwork(ctx context.Context, ref Ref, policy sandbox.Network) error
+}
+
+// NetworkMeter is an optional power: the traffic of a run's network device is counted.
+type NetworkMeter interface {
+	// NetworkUsage returns the bytes that the run has received and sent through its device so far; 0 if it has none.
+	NetworkUsage(ctx context.Context, ref Ref) (rx, tx int64, err error)
 }
 
 // Suspender is an optional power: a run can be put on disk, with the memory of its processes, and be brought back later as if

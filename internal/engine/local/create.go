@@ -86,6 +86,8 @@ func (e *Engine) check(spec sandbox.Spec) error {
 	case !spec.Image.IsHost() && spec.Image.Digest == "":
 		return &sandbox.Problem{Class: sandbox.ErrInvalid, Code: "image_not_found", Field: "image.registry",
 			Detail: fmt.Sprintf("the image %.200q has not been prepared", spec.Image.Source)}
+	case spec.Network.Mode == sandbox.NetworkOpen && e.networks.reason != "":
+		return e.networks.check()
 	case !slices.Contains(caps.Networks, spec.Network.Mode):
 		return &sandbox.Problem{Class: sandbox.ErrInvalid, Code: "unsupported", Field: "network.mode",
 			Detail: fmt.Sprintf("network mode %q is not available here; this engine has %q", spec.Network.Mode, caps.Networks)}
@@ -114,7 +116,15 @@ func (e *Engine) create(ctx context.Context, en *entry, k string, spec sandbox.S
 	}
 	conf := *e.conf
 	conf.PanicLog = filepath.Join(e.sandboxDir(k), panicLog)
-	bundle, err := e.makeBundle(ctx, k, spec, base, &conf)
+	var dev *device
+	if spec.Network.Mode == sandbox.NetworkOpen {
+		if dev, err = e.networks.attach(ctx, k); err != nil {
+			return fmt.Errorf("making its network device: %w", err)
+		}
+		defer dev.release()
+		conf.Network = config.NetworkSandbox
+	}
+	bundle, err := e.makeBundle(ctx, k, spec, base, &conf, dev)
 	if err != nil {
 		return fmt.Errorf("making its bundle: %w", err)
 	}
@@ -156,7 +166,8 @@ type bundle struct {
 }
 
 // makeBundle lays out the sandbox's own directory. Its first entry, made here, is also the label by which List knows the run.
-func (e *Engine) makeBundle(ctx context.Context, k string, spec sandbox.Spec, base uint32, conf *config.Config) (bundle, error) {
+// dev is its network device, nil for none.
+func (e *Engine) makeBundle(ctx context.Context, k string, spec sandbox.Spec, base uint32, conf *config.Config, dev *device) (bundle, error) {
 	dir := e.sandboxDir(k)
 	b := bundle{dir: filepath.Join(dir, "bundle")}
 	for _, d := range []string{dir, b.dir} {
@@ -183,6 +194,11 @@ func (e *Engine) makeBundle(ctx context.Context, k string, spec sandbox.Spec, ba
 	}
 	b.spec = e.ociSpec(k, spec, base, mounts, time.Now())
 	e.gpus.grant(b.spec, conf, filepath.Join(e.stage.dir, gpuFiles), granted)
+	if dev != nil {
+		if err := e.addNetwork(k, b.spec, dev); err != nil {
+			return bundle{}, err
+		}
+	}
 	if err := e.noteSources(b.dir); err != nil {
 		return bundle{}, err
 	}

@@ -65,7 +65,7 @@ func (e *Engine) stop(ctx context.Context, en *entry, k string) error {
 	if err := errors.Join(errs...); err != nil {
 		return err // the files of a living sandbox stay
 	}
-	errs = append(errs, e.cgroups.remove(ctx, k))
+	errs = append(errs, e.networks.detach(k), e.cgroups.remove(ctx, k))
 	for _, name := range []string{"_sandbox:" + k + ".state", "_sandbox:" + k + ".lock"} {
 		errs = append(errs, remove(filepath.Join(e.conf.RootDir, k+name)))
 	}
@@ -140,6 +140,9 @@ func (e *Engine) find(ctx context.Context) (map[string]engine.Listed, error) {
 				add(k, fi.ModTime(), "it has a state file but no directory")
 			}
 		}
+	}
+	for _, k := range e.networks.keys() {
+		add(k, time.Time{}, "it has a network device but no directory")
 	}
 	e.buildMu.Lock()
 	for k := range e.building {

@@ -53,6 +53,9 @@ func Examine(dir string) []Finding {
 	} else {
 		add(Notable, "GPU", "none for sandboxes: %v", err)
 	}
+	if err == nil {
+		examineNetwork(ids, installation(dir), add)
+	}
 	if n, err := free(dir); err != nil {
 		add(Fault, "disk", "%v", err)
 	} else if n < minFree {

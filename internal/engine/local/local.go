@@ -20,6 +20,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -54,6 +55,8 @@ type Config struct {
 	NoCgroups bool
 	// Host is the root directory of the host whose devices and drivers are looked for. Default: /.
 	Host string
+	// OpenSubnet is where sandboxes with a network device have their addresses; nobody else may. Default: DefaultOpenSubnet.
+	OpenSubnet netip.Prefix
 
 	Log *slog.Logger
 }
@@ -84,6 +87,8 @@ type Engine struct {
 
 	allocating sync.Mutex // of GPUs
 
+	networks *networks
+
 	mu      sync.Mutex
 	entries map[string]*entry // by key; runs that this process works on or has made
 }
@@ -94,6 +99,9 @@ var (
 	_ engine.Images      = (*Engine)(nil)
 	_ engine.Snapshotter = (*Engine)(nil)
 	_ engine.Suspender   = (*Engine)(nil)
+
+	_ engine.NetworkUpdater = (*Engine)(nil)
+	_ engine.NetworkMeter   = (*Engine)(nil)
 )
 
 // entry serialises the work on one run.
@@ -152,6 +160,10 @@ func Open(cfg Config) (*Engine, error) {
 	if ids.perVolume && !cfg.NoCgroups {
 		e.cgroups = hostCgroups(installation(cfg.Dir))
 	}
+	if e.networks, err = openNetworks(ids, installation(cfg.Dir), cfg.OpenSubnet, cfg.Log); err != nil {
+		releaseRuntime()
+		return nil, errors.Join(fmt.Errorf("opening the local engine: %w", err), e.netns.Close(), e.stage.close(), e.images.Close())
+	}
 	e.openGPUs()
 	e.watches = newWatchdog(e)
 	if err := e.watches.resume(context.Background()); err != nil {
@@ -170,15 +182,19 @@ func (e *Engine) Close() error {
 	e.mu.Unlock()
 	e.watches.close()
 	releaseRuntime()
-	return errors.Join(e.netns.Close(), e.stage.close(), e.images.Close())
+	return errors.Join(e.networks.close(), e.netns.Close(), e.stage.close(), e.images.Close())
 }
 
 // Capabilities implements engine.Engine.
 func (e *Engine) Capabilities() engine.Capabilities {
+	networks := []sandbox.NetworkMode{sandbox.NetworkNone, sandbox.NetworkEgress}
+	if e.networks.reason == "" {
+		networks = append(networks, sandbox.NetworkOpen)
+	}
 	return engine.Capabilities{
 		Name:        Name,
 		Images:      []string{sandbox.HostImage, "registry", "snapshot"},
-		Networks:    []sandbox.NetworkMode{sandbox.NetworkNone, sandbox.NetworkEgress},
+		Networks:    networks,
 		Limits:      e.limitedBy(),
 		CPUs:        cores(),
 		MemoryMiB:   hostMemoryMiB(),
