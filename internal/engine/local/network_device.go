@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	goruntime "runtime"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -153,20 +152,14 @@ func (d *device) remove() error {
 // makeInside makes the namespace, the pair and the inner end. gVisor reads addresses, routes and neighbours from there and gives
 // them to its own network stack.
 func (d *device) makeInside(mtu int) error {
-	done := make(chan error)
-	go func() {
-		// Never unlocked: the thread, which then is elsewhere, ends with this goroutine.
-		goruntime.LockOSThread()
-		done <- d.inside(mtu)
-	}()
-	err := <-done
+	err := onLostThread(func() error { return d.inside(mtu) })
 	if err != nil {
 		d.release()
 	}
 	return err
 }
 
-// inside runs on a thread of its own and leaves it in the new namespace.
+// inside leaves the calling thread in the new namespace.
 func (d *device) inside(mtu int) error {
 	host, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {

@@ -1,14 +1,22 @@
 package local_test
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
-	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/sandlot-dev/sandlot/internal/engine"
 	"github.com/sandlot-dev/sandlot/internal/engine/local"
@@ -22,34 +30,683 @@ func openSpec() sandbox.Spec {
 	return sp
 }
 
-// get is a shell command that fetches a page.
-func get(addr string, port int) string {
-	return fmt.Sprintf(`timeout 10 bash -c 'exec 3<>/dev/tcp/%s/%d && printf "GET / HTTP/1.0\r\n\r\n" >&3 && head -n 3 <&3'`, addr, port)
-}
-
-// TestNetworkWalls climbs all walls around a sandbox with a network device, from inside as root.
-func TestNetworkWalls(t *testing.T) {
-	w := inWorld(t)
-	e, _ := newEngine(t)
-	if !strings.Contains(fmt.Sprint(e.Capabilities().Networks), "open") {
+// openEngine opens an engine whose sandboxes can have network devices. All of a process have the same runtime.
+func openEngine(t *testing.T, beside ...local.Config) (*local.Engine, local.Config) {
+	t.Helper()
+	cfg := config(t, workDir(t))
+	for _, other := range beside {
+		cfg.Runtime = other.Runtime
+	}
+	e := open(t, cfg)
+	t.Cleanup(func() {
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if !slices.Contains(e.Capabilities().Networks, sandbox.NetworkOpen) {
 		_, err := e.Create(t.Context(), engine.Ref{ID: sandbox.ID(sandbox.NewID(sandbox.PrefixSandbox)), Run: "1"}, openSpec())
 		skip(t, fmt.Sprint(err))
 	}
-	ref := create(t, e, openSpec())
-	w.noted()
+	return e, cfg
+}
+
+// get is a shell command that fetches a page.
+func get(addr string) string {
+	return fmt.Sprintf(`timeout 10 bash -c 'exec 3<>/dev/tcp/%s/80 && printf "GET / HTTP/1.0\r\n\r\n" >&3 && head -n 3 <&3'`, addr)
+}
+
+// lastPacket sends the packet by which the world is settled.
+func lastPacket(t *testing.T, e engine.Engine, ref engine.Ref) func() {
+	return func() {
+		if out, code := sh(t, e, ref, guest.UserAgent, "bash -c 'echo last > /dev/udp/"+public4+"/5000'"); code != 0 {
+			t.Fatal(out)
+		}
+	}
+}
+
+// addressesOf returns the addresses of the sandbox as the host's routes have them.
+func addressesOf(t *testing.T, ref engine.Ref) (four, six netip.Addr, dev netlink.Link) {
+	t.Helper()
+	links, err := netlink.LinkList()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range links {
+		if !strings.HasPrefix(l.Attrs().Alias, string(ref.ID)+"-"+ref.Run+" ") {
+			continue
+		}
+		routes, err := netlink.RouteList(l, unix.AF_UNSPEC)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range routes {
+			if a, ok := netip.AddrFromSlice(r.Dst.IP); ok && a.Unmap().Is4() {
+				four = a.Unmap()
+			} else if ok {
+				six = a
+			}
+		}
+		return four, six, l
+	}
+	t.Fatalf("%s has no device", ref.ID)
+	return
+}
+
+// hostAddresses are all addresses of the host that another machine could name.
+func hostAddresses(t *testing.T) []string {
+	t.Helper()
+	addrs, err := netlink.AddrList(nil, unix.AF_UNSPEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for _, a := range addrs {
+		if !a.IP.IsLoopback() && !a.IP.IsLinkLocalUnicast() {
+			out = append(out, a.IP.String())
+		}
+	}
+	return out
+}
+
+// TestNetworkWalls climbs the walls around a sandbox with a network device from inside, as root.
+func TestNetworkWalls(t *testing.T) {
+	w := inWorld(t)
+	e, _ := openEngine(t)
+	ref, neighbour := create(t, e, openSpec()), create(t, e, openSpec())
+	four, six, _ := addressesOf(t, neighbour)
+
 	for name, addr := range map[string]string{"IPv4": public4, "IPv6": public6, "a name": "some.example"} {
-		out, code := sh(t, e, ref, guest.UserAgent, get(addr, 80))
+		out, code := sh(t, e, ref, guest.UserAgent, get(addr))
 		if code != 0 || !strings.Contains(out, "served to "+hostPublic4) && !strings.Contains(out, "served to ["+hostPublic6) {
 			t.Errorf("the public internet by %s: %d %q", name, code, out)
 		}
 	}
-	_ = netip.Addr{}
-	_ = net.Dial
-	_ = os.Getpid
-	_ = exec.Command
-	_ = filepath.Join
-	_ = local.Name
-	out, _ := sh(t, e, ref, guest.UserRoot, "cat /etc/resolv.conf; cat /proc/net/dev; cat /proc/net/route; cat /proc/net/if_inet6")
-	t.Log(out, w.noted())
-	t.Log(remains(t))
+	// Whoever may speak to the world may ask whom it likes for names.
+	if out, code := sh(t, e, ref, guest.UserAgent, "bash -c 'echo question > /dev/udp/"+public4+"/53'"); code != 0 {
+		t.Error(out)
+	}
+	w.settled(t, lastPacket(t, e, ref))
+
+	var targets []string
+	for _, a := range elsewhere {
+		if a != public4 && a != public6 && a != "1.1.1.1" {
+			targets = append(targets, a)
+			// The host can, so it is the rules that refuse.
+			c, err := net.DialTimeout("tcp", net.JoinHostPort(a, "80"), 5*time.Second)
+			if err != nil {
+				t.Fatalf("the test's network: %v", err)
+			}
+			_ = c.Close() // it was only a try
+		}
+	}
+	targets = append(targets, hostAddresses(t)...)
+	targets = append(targets, four.String(), six.String(), "::ffff:10.9.9.9", "64:ff9b::a09:909", "fe80::1%eth0", "0.0.0.0")
+	w.settled(t, lastPacket(t, e, ref))
+	before, _, err := e.NetworkUsage(t.Context(), neighbour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	script := ""
+	for _, a := range targets {
+		script += fmt.Sprintf(`
+timeout 5 bash -c 'exec 3<>/dev/tcp/%[1]s/80' 2>/dev/null; case $? in 0) echo "TCP 80 of %[1]s is open";; 124) echo "TCP 80 of %[1]s: not told that it is refused";; esac
+timeout 5 bash -c 'exec 3<>/dev/tcp/%[1]s/7777' 2>/dev/null && echo "TCP 7777 of %[1]s is open"
+bash -c 'echo attack > /dev/udp/%[1]s/5000' 2>/dev/null
+[ %[1]s = %[2]s ] || bash -c 'echo attack > /dev/udp/%[1]s/53' 2>/dev/null`, a, resolver)
+	}
+	script += "\nbash -c 'echo attack > /dev/udp/255.255.255.255/5000' 2>/dev/null"
+	if out, _ := sh(t, e, ref, guest.UserRoot, script+"\ntrue"); out != "" {
+		t.Error(out)
+	}
+	for _, n := range w.settled(t, lastPacket(t, e, ref)) {
+		t.Errorf("%s %s was reached from %s", n.server, n.to, n.from)
+	}
+	if after, _, err := e.NetworkUsage(t.Context(), neighbour); err != nil || after != before {
+		t.Errorf("the other sandbox received %d bytes, %v", after-before, err)
+	}
+
+	for name, program := range map[string]string{
+		"a raw socket":             `socket(S, 2, 3, 1)`,
+		"a raw IPv6 socket":        `socket(S, 10, 3, 58)`,
+		"a packet socket":          `socket(S, 17, 3, 768)`,
+		"somebody else's address":  `socket(S, 2, 2, 17) && bind(S, pack("S n a4 x8", 2, 4000, pack("C4", 1, 2, 3, 4)))`,
+		"the neighbour's address":  fmt.Sprintf(`socket(S, 2, 2, 17) && bind(S, pack("S n a4 x8", 2, 4000, pack("C4", split(/\./, "%s"))))`, four),
+		"changing its own address": `system("/usr/sbin/ip addr add 10.0.0.9/8 dev eth0 >/dev/null 2>&1") == 0`,
+	} {
+		if out, code := sh(t, e, ref, guest.UserRoot, "perl -e '"+program+" and print qq(done)'"); code != 0 && !strings.Contains(out, "denied") || strings.Contains(out, "done") {
+			t.Errorf("%s: %d %q", name, code, out)
+		}
+	}
+	if out, code := sh(t, e, ref, guest.UserRoot, "cat /etc/resolv.conf; echo nameserver 6.6.6.6 > /etc/resolv.conf"); code == 0 || !strings.HasPrefix(out, "nameserver "+resolver+"\n") || strings.Contains(out, "corp") {
+		t.Errorf("resolv.conf: %d %q", code, out)
+	}
+}
+
+// TestNetworkOfAnEscapedSentry does what one could do who has taken over gVisor's process: send any packet into the device.
+func TestNetworkOfAnEscapedSentry(t *testing.T) {
+	w := inWorld(t)
+	e, cfg := openEngine(t)
+	ref, neighbour := create(t, e, openSpec()), create(t, e, openSpec())
+	four, six, dev := addressesOf(t, ref)
+	other4, other6, _ := addressesOf(t, neighbour)
+	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", sentry(t, cfg.Dir, ref)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	rejoin := rejoin(four, six, dev)
+	spoofed := []string{other4.String(), other6.String(), hostPublic4, hostPublic6, "1.2.3.4", "10.1.1.1", "2600::666", "fe80::666"}
+	if err := inNetns(ns, func() error {
+		all := []error{rejoin()}
+		for _, a := range spoofed {
+			all = append(all, ip("addr add %s dev eth0 nodad", a))
+		}
+		return errors.Join(all...)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	send := func(from, to string, port int) error {
+		return inNetns(ns, func() error {
+			laddr, err := net.ResolveUDPAddr("udp", net.JoinHostPort(from, "0"))
+			if err != nil {
+				return err
+			}
+			raddr, err := net.ResolveUDPAddr("udp", net.JoinHostPort(to, strconv.Itoa(port)))
+			if err != nil {
+				return err
+			}
+			c, err := net.DialUDP("udp", laddr, raddr)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			_, err = c.Write([]byte("attack"))
+			return err
+		})
+	}
+	last := func() {
+		if err := send(four.String(), public4, 5000); err != nil {
+			t.Fatal(err)
+		}
+	}
+	of := func(to string) string { // one of its own of the same family
+		if strings.Contains(to, ":") {
+			return six.String()
+		}
+		return four.String()
+	}
+	if err := errors.Join(send(six.String(), public6, 5000), send(four.String(), "1.1.1.1", 5000)); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.settled(t, last); len(got) != 2 {
+		t.Fatalf("its own addresses: %v", got)
+	}
+	for _, from := range spoofed {
+		to := public4
+		if strings.Contains(from, ":") {
+			to = public6
+		}
+		if strings.HasPrefix(from, "fe80") {
+			from += "%eth0"
+		}
+		if err := send(from, to, 53); err != nil {
+			t.Errorf("from %s: %v", from, err)
+		}
+	}
+	targets := append(hostAddresses(t), other4.String(), other6.String())
+	for _, a := range elsewhere {
+		if a != public4 && a != public6 && a != "1.1.1.1" {
+			targets = append(targets, a)
+		}
+	}
+	for _, to := range targets {
+		// It may be told that it is refused.
+		if err := send(of(to), to, 5000); err != nil && !errors.Is(err, unix.EACCES) && !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("to %s: %v", to, err)
+		}
+	}
+	for _, n := range w.settled(t, last) {
+		t.Errorf("%s %s was reached from %s", n.server, n.to, n.from)
+	}
+
+	// Many neighbours would fill the host's table of them: nobody is believed who says that he is one.
+	if err := inNetns(ns, func() error {
+		return errors.Join(ip("neigh flush all nud permanent"), ip("addr add 10.201.200.1/16 dev eth0"))
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		_ = send("10.201.200.1", "10.201.200.2", 5000) // it asks who that is
+	}
+	neighbours, err := netlink.NeighList(dev.Attrs().Index, unix.AF_UNSPEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range neighbours {
+		if n.State&(netlink.NUD_PERMANENT|netlink.NUD_NOARP) == 0 {
+			t.Errorf("the host learned the neighbour %v", n)
+		}
+	}
+}
+
+// rejoin gives gVisor's device back to the kernel that it was taken from, in the namespace of the calling thread.
+func rejoin(four, six netip.Addr, dev netlink.Link) func() error {
+	return func() error {
+		return errors.Join(
+			ip("addr add %s/31 dev eth0", four), ip("addr add %s/127 dev eth0 nodad", six),
+			ip("neigh replace %s lladdr %s dev eth0", four.Prev(), dev.Attrs().HardwareAddr), ip("neigh replace %s lladdr %s dev eth0", six.Prev(), dev.Attrs().HardwareAddr),
+			ip("route replace default via %s dev eth0", four.Prev()), ip("-6 route replace default via %s dev eth0", six.Prev()),
+		)
+	}
+}
+
+// sentry returns the process that is the sandbox.
+func sentry(t *testing.T, dir string, ref engine.Ref) int {
+	t.Helper()
+	for _, pid := range pids(t) {
+		cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)) // gone is no match
+		line := string(cmdline)
+		if strings.HasPrefix(line, "runsc-sandbox") && strings.Contains(line, string(ref.ID)) && strings.Contains(line, dir+"/") {
+			return pid
+		}
+	}
+	t.Fatal("no sentry")
+	return 0
+}
+
+// TestNetworkFlowLimit opens more connections than one sandbox may have tracked.
+func TestNetworkFlowLimit(t *testing.T) {
+	w := inWorld(t)
+	e, cfg := openEngine(t)
+	ref := create(t, e, openSpec())
+	four, six, dev := addressesOf(t, ref)
+	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", sentry(t, cfg.Dir, ref)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	const tries = 5000
+	if err := inNetns(ns, func() error {
+		if err := rejoin(four, six, dev)(); err != nil {
+			return err
+		}
+		c, err := net.ListenUDP("udp4", nil)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		for port := range tries {
+			// Refusals of earlier ones come back as errors.
+			_, _ = c.WriteToUDP([]byte("x"), &net.UDPAddr{IP: net.ParseIP("1.1.1.1"), Port: 1000 + port})
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	family := netlink.InetFamily(unix.AF_INET)
+	flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, family)
+	if err != nil {
+		t.Fatal(err)
+	}
+	count := 0
+	for _, f := range flows {
+		if f.Forward.SrcIP.String() == four.String() {
+			count++
+		}
+	}
+	if count < 3500 || count > 4200 {
+		t.Errorf("%d connections of %d are tracked", count, tries)
+	}
+	w.noted()
+	destroy(t, e, ref)
+	flows, err = netlink.ConntrackTableList(netlink.ConntrackTable, family)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range flows {
+		if f.Forward.SrcIP.String() == four.String() {
+			t.Fatalf("a connection outlives its sandbox: %v", f)
+		}
+	}
+}
+
+// TestNetworkUpdates cuts a device and connects it again while a connection is open, also by a later server.
+func TestNetworkUpdates(t *testing.T) {
+	w := inWorld(t)
+	cfg := config(t, workDir(t))
+	e := open(t, cfg)
+	defer func() { _ = e.Close() }() // the one that is open then
+	ref := engine.Ref{ID: sandbox.ID(sandbox.NewID(sandbox.PrefixSandbox)), Run: "1"}
+	if _, err := e.Create(t.Context(), ref, openSpec()); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { destroy(t, e, ref) }()
+	update := func(mode sandbox.NetworkMode) {
+		t.Helper()
+		if err := e.UpdateNetwork(t.Context(), ref, sandbox.Network{Mode: mode}); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	rx, tx, err := e.NetworkUsage(t.Context(), ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, code := sh(t, e, ref, guest.UserAgent, "timeout 20 bash -c 'exec 3<>/dev/tcp/"+public4+"/80 && echo >&3 && cat <&3 | wc -c'"); code != 0 || len(strings.TrimSpace(out)) != 7 {
+		t.Fatalf("%d %q", code, out)
+	}
+	rx2, tx2, err := e.NetworkUsage(t.Context(), ref)
+	if err != nil || rx2-rx < 1<<20 || rx2-rx > 2<<20 || tx2 <= tx || tx2-tx > 1<<19 {
+		t.Errorf("1 MiB counts as %d received, %d sent, %v", rx2-rx, tx2-tx, err)
+	}
+
+	if out, code := sh(t, e, ref, guest.UserAgent, `nohup bash -c 'exec 3<>/dev/tcp/`+public4+`/7777; while read -r line <&3; do echo "back $line" >&3; done' >/dev/null 2>&1 &`); code != 0 {
+		t.Fatal(out)
+	}
+	live := <-w.conns
+	defer live.Close()
+	say := func(text string) {
+		t.Helper()
+		if _, err := fmt.Fprintln(live, text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if say("one"); reads(live, 10*time.Second) != "back one\n" {
+		t.Fatal("the connection doesn't work")
+	}
+	for _, mode := range []sandbox.NetworkMode{sandbox.NetworkNone, sandbox.NetworkEgress} {
+		update(mode)
+		if say("two"); reads(live, time.Second) != "" {
+			t.Errorf("an open connection goes on with mode %s", mode)
+		}
+		if out, code := sh(t, e, ref, guest.UserRoot, strings.ReplaceAll(get(public4), "timeout 10", "timeout 1")); code == 0 {
+			t.Errorf("a new connection with mode %s: %q", mode, out)
+		}
+	}
+	if err := e.Close(); err != nil {
+		t.Fatal(err)
+	}
+	e = open(t, cfg)
+	if out, code := sh(t, e, ref, guest.UserRoot, strings.ReplaceAll(get(public4), "timeout 10", "timeout 1")); code == 0 {
+		t.Errorf("a later server connected it: %q", out)
+	}
+	update(sandbox.NetworkOpen)
+	if got := reads(live, time.Minute); !strings.HasPrefix(got, "back two\n") {
+		t.Errorf("connected again, the connection says %q", got)
+	}
+	if out, code := sh(t, e, ref, guest.UserAgent, get(public4)); code != 0 {
+		t.Errorf("connected again: %d %q", code, out)
+	}
+
+	plain := engine.Ref{ID: sandbox.ID(sandbox.NewID(sandbox.PrefixSandbox)), Run: "1"}
+	if _, err := e.Create(t.Context(), plain, spec()); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { destroy(t, e, plain) }()
+	if out, code := sh(t, e, plain, guest.UserRoot, get(public4)); code == 0 {
+		t.Errorf("a sandbox without a device reached %q", out)
+	}
+	err = e.UpdateNetwork(t.Context(), plain, sandbox.Network{Mode: sandbox.NetworkOpen})
+	if p, ok := errors.AsType[*sandbox.Problem](err); !ok || p.Code != "network_needs_restart" || !errors.Is(err, sandbox.ErrUnsupported) {
+		t.Errorf("a device for a sandbox without: %v", err)
+	}
+	if err := e.UpdateNetwork(t.Context(), plain, sandbox.Network{Mode: sandbox.NetworkEgress}); err != nil {
+		t.Error(err)
+	}
+	if rx, tx, err := e.NetworkUsage(t.Context(), plain); rx != 0 || tx != 0 || err != nil {
+		t.Errorf("without a device: %d, %d, %v", rx, tx, err)
+	}
+	unknown := engine.Ref{ID: sandbox.ID(sandbox.NewID(sandbox.PrefixSandbox)), Run: "1"}
+	if err := e.UpdateNetwork(t.Context(), unknown, sandbox.Network{Mode: sandbox.NetworkNone}); !errors.Is(err, sandbox.ErrNotFound) {
+		t.Errorf("nobody's network: %v", err)
+	}
+}
+
+// TestNetworkLeavesNothing makes and destroys sandboxes, some of which have died before.
+func TestNetworkLeavesNothing(t *testing.T) {
+	inWorld(t)
+	e, cfg := openEngine(t)
+	before := remains(t)
+	for i := range 20 {
+		ref := engine.Ref{ID: sandbox.ID(sandbox.NewID(sandbox.PrefixSandbox)), Run: "1"}
+		if _, err := e.Create(t.Context(), ref, openSpec()); err != nil {
+			t.Fatal(err)
+		}
+		if remains(t) == before {
+			t.Fatal("nothing of it is to be seen")
+		}
+		if i%4 == 0 {
+			killRuntime(t, cfg.Dir, ref, "runsc-sandbox")
+		}
+		if i%8 == 0 { // nobody destroys it, but somebody looks
+			awaitGone(t, e, ref)
+			if after := remains(t); after != before {
+				t.Errorf("a dead sandbox leaves\n%s", changes(before, after))
+			}
+		}
+		destroy(t, e, ref)
+		if after := remains(t); after != before {
+			t.Fatalf("sandbox %d left\n%s", i, changes(before, after))
+		}
+	}
+}
+
+// awaitGone looks until the run is dead and its device, which goes with its namespace, is gone.
+func awaitGone(t *testing.T, e *local.Engine, ref engine.Ref) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
+		for _, err := range e.List(t.Context()) {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		links, err := netlink.LinkList()
+		if err != nil {
+			t.Fatal(err)
+		}
+		tables, err := exec.CommandContext(t.Context(), "nft", "list", "tables").Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(tables) == 0 && !slices.ContainsFunc(links, func(l netlink.Link) bool { return strings.HasPrefix(l.Attrs().Alias, string(ref.ID)) }) {
+			return
+		}
+	}
+	t.Fatalf("%s is still there", ref.ID)
+}
+
+// TestNetworkKilledServer kills a server that makes sandboxes with devices, at many moments.
+func TestNetworkKilledServer(t *testing.T) {
+	inWorld(t)
+	if os.Getenv(creatorEnv) != "" {
+		createForEver(t, openSpec())
+		return
+	}
+	cfg := config(t, workDir(t))
+	before := remains(t)
+	for i := range 10 {
+		cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^TestNetworkKilledServer$")
+		cmd.Args[0] = "creator" // by the other name it would be gVisor
+		cmd.Env = append(os.Environ(), creatorEnv+"="+cfg.Dir, guestEnv+"="+cfg.Guest, runtimeEnv+"="+cfg.Runtime)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := out.Read(make([]byte, 1)); err != nil { // it is about to begin
+			t.Fatal(err)
+		}
+		<-time.After(time.Duration(i) * 30 * time.Millisecond) // the moment is the point of this test
+		if err := cmd.Process.Signal(syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait() // it was killed
+		e := open(t, cfg)
+		for l, err := range e.List(t.Context()) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := e.Destroy(t.Context(), l.Ref); err != nil {
+				t.Errorf("killed after %d ms: %v", i*30, err)
+			}
+		}
+		if err := e.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if after := remains(t); after != before {
+			t.Fatalf("a server killed after %d ms left\n%s", i*30, changes(before, after))
+		}
+	}
+}
+
+// TestNetworkOfTwoServers lets two servers on one host use the same addresses, and somebody delete all tables.
+func TestNetworkOfTwoServers(t *testing.T) {
+	w := inWorld(t)
+	first, cfg := openEngine(t)
+	second, _ := openEngine(t, cfg)
+	before := remains(t)
+	one, two := create(t, first, openSpec()), create(t, second, openSpec())
+	a, _, _ := addressesOf(t, one)
+	b, _, _ := addressesOf(t, two)
+	if a == b {
+		t.Fatalf("both have %s", a)
+	}
+	works := func(e engine.Engine, ref engine.Ref) {
+		t.Helper()
+		if out, code := sh(t, e, ref, guest.UserAgent, get(public4)); code != 0 || !strings.Contains(out, "served to "+hostPublic4) {
+			t.Errorf("%d %q", code, out)
+		}
+	}
+	works(first, one)
+	works(second, two)
+	rx, _, _ := second.NetworkUsage(t.Context(), two)
+	w.settled(t, lastPacket(t, first, one))
+	attack := fmt.Sprintf("for a in %s %s %s 10.9.9.9; do bash -c \"echo attack > /dev/udp/$a/5000\"; done 2>/dev/null; true", b, hostPrivate4, hostPublic4)
+	sh(t, first, one, guest.UserRoot, attack)
+	if got := w.settled(t, lastPacket(t, first, one)); len(got) > 0 {
+		t.Errorf("reached: %v", got)
+	}
+	if after, _, _ := second.NetworkUsage(t.Context(), two); after != rx {
+		t.Errorf("the other server's sandbox received %d bytes", after-rx)
+	}
+
+	c, err := nftables.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.FlushRuleset()
+	if err := c.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		tables, err := c.ListTables()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(tables) == 2 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("only %d tables came back", len(tables))
+		}
+	}
+	works(first, one)
+	works(second, two)
+	sh(t, first, one, guest.UserRoot, attack)
+	if got := w.settled(t, lastPacket(t, first, one)); slices.ContainsFunc(got, func(n note) bool { return n.to.Port() == 5000 }) {
+		t.Errorf("reached after all tables were deleted: %v", got)
+	}
+
+	destroy(t, first, one)
+	works(second, two)
+	destroy(t, second, two)
+	if after := remains(t); after != before {
+		t.Errorf("left\n%s", changes(before, after))
+	}
+}
+
+// TestNetworkNeedsForwarding refuses what can't work, and says what to do.
+func TestNetworkNeedsForwarding(t *testing.T) {
+	inWorld(t)
+	const forward, forward6 = "/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"
+	defer func() {
+		if err := errors.Join(write(forward, "1"), write(forward6, "1")); err != nil {
+			t.Error(err)
+		}
+	}()
+	found := func() (local.Level, string) {
+		for _, f := range local.Examine(t.TempDir()) {
+			if f.What == "network open" {
+				return f.Level, f.Found
+			}
+		}
+		return local.Fault, "nothing"
+	}
+	if level, text := found(); level != local.Fine || !strings.Contains(text, "IPv6 too") {
+		t.Errorf("doctor says %v %q", level, text)
+	}
+	if out, err := exec.CommandContext(t.Context(), "nft", "add table ip fw; add chain ip fw FORWARD { type filter hook forward priority 0; policy drop; }").CombinedOutput(); err != nil {
+		t.Fatalf("%v %s", err, out)
+	}
+	if level, text := found(); level != local.Notable || !strings.Contains(text, "fw FORWARD") {
+		t.Errorf("with a firewall doctor says %v %q", level, text)
+	}
+	if out, err := exec.CommandContext(t.Context(), "nft", "delete table ip fw").CombinedOutput(); err != nil {
+		t.Fatalf("%v %s", err, out)
+	}
+
+	// Without IPv6 on the host there is none inside.
+	if err := write(forward6, "0"); err != nil {
+		t.Fatal(err)
+	}
+	cfg := config(t, workDir(t))
+	e := open(t, cfg)
+	ref := create(t, e, openSpec())
+	if out, code := sh(t, e, ref, guest.UserRoot, get(public4)+" && ! "+get(public6)+" && ! grep -v ' lo$' /proc/net/if_inet6"); code != 0 {
+		t.Errorf("IPv4 only: %d %q", code, out)
+	}
+	destroy(t, e, ref)
+	if err := e.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	if err := write(forward, "0"); err != nil {
+		t.Fatal(err)
+	}
+	if level, text := found(); level != local.Notable || !strings.Contains(text, "sysctl -w net.ipv4.ip_forward=1") {
+		t.Errorf("doctor says %v %q", level, text)
+	}
+	e = open(t, cfg)
+	defer func() { _ = e.Close() }() // nothing runs
+	if slices.Contains(e.Capabilities().Networks, sandbox.NetworkOpen) {
+		t.Error("mode open is offered")
+	}
+	_, err := e.Create(t.Context(), engine.Ref{ID: sandbox.ID(sandbox.NewID(sandbox.PrefixSandbox)), Run: "1"}, openSpec())
+	if p, ok := errors.AsType[*sandbox.Problem](err); !ok || p.Field != "network.mode" || !strings.Contains(p.Detail, "sysctl -w net.ipv4.ip_forward=1") {
+		t.Errorf("refused with %v", err)
+	}
+}
+
+// TestNetworkTime says what a device adds to the making of a sandbox.
+func TestNetworkTime(t *testing.T) {
+	inWorld(t)
+	e, _ := openEngine(t)
+	measure := func(sp sandbox.Spec) time.Duration {
+		var all []time.Duration
+		for range 9 {
+			ref := engine.Ref{ID: sandbox.ID(sandbox.NewID(sandbox.PrefixSandbox)), Run: "1"}
+			begin := time.Now()
+			if _, err := e.Create(t.Context(), ref, sp); err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, time.Since(begin))
+			destroy(t, e, ref)
+		}
+		slices.Sort(all)
+		return all[len(all)/2]
+	}
+	none, with := measure(spec()), measure(openSpec())
+	t.Logf("create: %v without a device, %v with one (medians of 9)", none.Round(time.Millisecond), with.Round(time.Millisecond))
 }

@@ -2,6 +2,7 @@ package local_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -38,7 +39,7 @@ func TestOpenNetwork(t *testing.T) {
 	}
 	dir := openDir(t)
 	cfg := config(t, dir)
-	cmd := exec.CommandContext(t.Context(), copyFile(t, "/proc/self/exe", filepath.Join(dir, "local.test")), "-test.run=^TestNetwork", "-test.v", "-test.timeout=10m")
+	cmd := exec.CommandContext(t.Context(), copyFile(t, "/proc/self/exe", filepath.Join(dir, "local.test")), "-test.run="+cmp.Or(os.Getenv("SANDLOT_LOCAL_TEST_NETWORK"), "^TestNetwork"), "-test.v", "-test.timeout=10m")
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), worldEnv+"=1", guestEnv+"="+cfg.Guest, runtimeEnv+"="+cfg.Runtime)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
@@ -75,6 +76,15 @@ type world struct {
 	mu    sync.Mutex
 	notes []note
 	conns chan net.Conn // to port 7777 of the other namespace
+
+	udp    []server
+	synced chan struct{} // a server has read the word sync
+}
+
+// server is a UDP server of the world.
+type server struct {
+	addr string
+	in   func(func() error) error // calls in its namespace
 }
 
 // note is a request that reached a server.
@@ -99,13 +109,8 @@ func inWorld(t *testing.T) *world {
 }
 
 func newWorld() (*world, error) {
-	w := &world{conns: make(chan net.Conn, 8)}
-	made := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never unlocked
-		made <- errors.Join(unix.Unshare(unix.CLONE_NEWNET), w.open())
-	}()
-	if err := <-made; err != nil {
+	w := &world{conns: make(chan net.Conn, 8), synced: make(chan struct{}, 100)}
+	if err := onLostThread(func() error { return errors.Join(unix.Unshare(unix.CLONE_NEWNET), w.open()) }); err != nil {
 		return nil, err
 	}
 	if err := errors.Join(
@@ -144,14 +149,25 @@ func (w *world) open() (err error) {
 func (w *world) in(f func() error) error { return inNetns(w.internet, f) }
 
 func inNetns(ns *os.File, f func() error) error {
+	return onLostThread(func() error {
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		return f()
+	})
+}
+
+// onLostThread calls f on a thread that ends with it and is not the process's first, which gVisor takes for what is normal.
+func onLostThread(f func() error) error {
 	done := make(chan error)
 	go func() {
-		runtime.LockOSThread() // never unlocked
-		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			done <- err
+		runtime.LockOSThread()
+		if unix.Gettid() != unix.Getpid() {
+			done <- f()
 			return
 		}
-		done <- f()
+		done <- onLostThread(f)
+		runtime.UnlockOSThread()
 	}()
 	return <-done
 }
@@ -213,7 +229,12 @@ func (w *world) serve(name string) error {
 			if err != nil {
 				return err
 			}
-			go w.packets(name, u.(*net.UDPConn), port)
+			s := server{addr: u.LocalAddr().String(), in: w.in}
+			if name == "host" {
+				s.in = func(f func() error) error { return f() }
+			}
+			w.udp = append(w.udp, s)
+			go w.packets(name, u, port)
 		}
 	}
 	return nil
@@ -230,11 +251,15 @@ func (w *world) accept(name string, l net.Listener, handle func(net.Conn)) {
 	}
 }
 
-func (w *world) packets(name string, u *net.UDPConn, port string) {
+func (w *world) packets(name string, u net.PacketConn, port string) {
 	for buf := make([]byte, 2048); ; {
 		n, from, err := u.ReadFrom(buf)
 		if err != nil {
 			return
+		}
+		if string(buf[:n]) == syncWord {
+			w.synced <- struct{}{}
+			continue
 		}
 		w.note(name, u.LocalAddr(), from)
 		answer := buf[:n]
@@ -285,21 +310,46 @@ func (w *world) noted() []note {
 	return out
 }
 
-// settled returns what reached the servers until now: a packet sent after all others, the same way, has arrived.
+const syncWord = "sync"
+
+// settled returns what reached the servers until now: send sends a packet to port 5000 of public4 after all others, on their way;
+// when it has arrived, each server must also have read what it was sent before.
 func (w *world) settled(t *testing.T, send func()) []note {
 	t.Helper()
+	last := func(n note) bool { return n.to.Addr().String() == public4 && n.to.Port() == 5000 }
 	send()
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(20 * time.Second); ; runtime.Gosched() {
 		w.mu.Lock()
-		i := slices.IndexFunc(w.notes, func(n note) bool { return n.to.Addr().String() == public4 && n.to.Port() == 5000 })
+		arrived := slices.ContainsFunc(w.notes, last)
 		w.mu.Unlock()
-		if i >= 0 {
-			return slices.DeleteFunc(w.noted(), func(n note) bool { return n.to.Addr().String() == public4 && n.to.Port() == 5000 })
+		if arrived {
+			break
 		}
-		runtime.Gosched()
+		if time.Now().After(deadline) {
+			t.Fatal("the last packet never arrived")
+		}
 	}
-	t.Fatal("the last packet never arrived")
-	return nil
+	for _, s := range w.udp {
+		if err := s.in(func() error {
+			c, err := new(net.Dialer).DialContext(t.Context(), "udp", strings.Replace(s.addr, "[::]", "[::1]", 1))
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			_, err = c.Write([]byte(syncWord))
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range w.udp {
+		select {
+		case <-w.synced:
+		case <-time.After(20 * time.Second):
+			t.Fatal("a server is deaf")
+		}
+	}
+	return slices.DeleteFunc(w.noted(), last)
 }
 
 // remains lists what sandboxes could leave of the network: devices, tables, routes, addresses and namespaces.
@@ -313,15 +363,16 @@ func remains(t *testing.T) string {
 	for _, l := range links {
 		fmt.Fprintf(&b, "device %s\n", l.Attrs().Name)
 	}
-	for _, line := range [][]string{{"nft", "list", "ruleset"}, {"ip", "route", "show", "table", "all"}, {"ip", "rule"}, {"ip", "neigh", "show", "nud", "permanent"}} {
+	for _, line := range [][]string{{"nft", "list", "tables"}, {"ip", "route", "show", "table", "all"}, {"ip", "rule"}, {"ip", "neigh", "show", "nud", "permanent"}} {
 		out, err := exec.CommandContext(t.Context(), line[0], line[1:]...).Output()
 		if err != nil {
 			t.Fatal(err)
 		}
 		fmt.Fprintf(&b, "%s: %s\n", line, out)
 	}
+	// A namespace elsewhere holds a device of this one.
 	spaces := map[string]bool{}
-	for _, pattern := range []string{"/proc/[0-9]*/ns/net", "/proc/self/fd/*"} {
+	for _, pattern := range []string{"/proc/self/task/*/ns/net", "/proc/self/fd/*"} {
 		files, _ := filepath.Glob(pattern) // the pattern is well formed
 		for _, f := range files {
 			if link, err := os.Readlink(f); err == nil && strings.HasPrefix(link, "net:") {
@@ -331,6 +382,23 @@ func remains(t *testing.T) string {
 	}
 	fmt.Fprintf(&b, "%d network namespaces\n", len(spaces))
 	return b.String()
+}
+
+// changes shows the lines by which two states differ.
+func changes(before, after string) string {
+	had, has := strings.Split(before, "\n"), strings.Split(after, "\n")
+	var out []string
+	for _, line := range has {
+		if !slices.Contains(had, line) {
+			out = append(out, "+ "+line)
+		}
+	}
+	for _, line := range had {
+		if !slices.Contains(has, line) {
+			out = append(out, "- "+line)
+		}
+	}
+	return strings.Join(out, "\n")
 }
 
 // reads returns what comes within the time.

@@ -23,13 +23,16 @@ import (
 )
 
 // Main becomes gVisor, and doesn't return, if this process was started as one of its parts: the sentry, the gofer, or the
-// short helpers that they re-exec. Every program that opens an Engine calls it before anything else.
+// short helpers that they re-exec. Every program that opens an Engine calls it before anything else, from its main function.
 func Main() {
 	if strings.HasPrefix(filepath.Base(os.Args[0]), "runsc") || os.Args[0] == "/proc/self/exe" {
 		os.Args = tellResources(os.Args, goruntime.NumCPU())
 		maincli.Main()
 		os.Exit(0)
 	}
+	// gVisor takes threads to other network namespaces and back to the one that the process's first thread is in. If that one were
+	// away too at such a moment, threads would stay behind in the network of a sandbox. So it goes nowhere: it is this goroutine's.
+	goruntime.LockOSThread()
 }
 
 // runtimeConfig gives gVisor's configuration. root holds its state files; gofers live in the network namespace netns.
@@ -57,44 +60,32 @@ func runtimeConfig(root string, netns *os.File) (*config.Config, error) {
 }
 
 // emptyNetns makes a network namespace with nothing in it. It lasts as long as the file or a process in it.
-func emptyNetns() (*os.File, error) {
-	type result struct {
-		file *os.File
-		err  error
-	}
-	var r result
-	onThreadToLose(func() {
+func emptyNetns() (f *os.File, err error) {
+	err = onLostThread(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			r.err = explain(fmt.Errorf("making a network namespace: %w", err))
-			return
+			return explain(fmt.Errorf("making a network namespace: %w", err))
 		}
-		r.file, r.err = os.Open("/proc/thread-self/ns/net")
+		f, err = os.Open("/proc/thread-self/ns/net")
+		return err
 	})
-	return r.file, r.err
+	return f, err
 }
 
-// onThreadToLose runs f on a thread that ends with it, so that f may take the thread to another namespace. It is never the process's first
-// one: that can't end, and gVisor takes the first thread's namespaces for those of the whole process, to which it brings its threads back.
-func onThreadToLose(f func()) {
-	done := make(chan struct{})
-	work := func() {
-		defer close(done)
-		f()
-	}
+// onLostThread calls f on a thread that ends with it, so f may take the thread to other namespaces. It is never the process's
+// first thread: that one can't end, and gVisor takes its namespaces for those to go back to.
+func onLostThread(f func() error) error {
+	done := make(chan error)
 	go func() {
-		goruntime.LockOSThread() // never unlocked, but for the first thread: so the thread ends with the goroutine
+		goruntime.LockOSThread() // never unlocked, unless nothing was changed
 		if unix.Gettid() != unix.Getpid() {
-			work()
+			done <- f()
 			return
 		}
-		go func() { // while the first thread is held here, this is another
-			goruntime.LockOSThread()
-			work()
-		}()
-		<-done
+		// As long as this goroutine has the first thread, another has another.
+		done <- onLostThread(f)
 		goruntime.UnlockOSThread()
 	}()
-	<-done
+	return <-done
 }
 
 // runtime is what gVisor keeps in variables of the process, so it is shared by all open Engines.

@@ -1,6 +1,7 @@
 package local_test
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"os"
@@ -35,7 +36,7 @@ func create(t *testing.T, e *local.Engine, spec sandbox.Spec) engine.Ref {
 	t.Helper()
 	ref := engine.Ref{ID: sandbox.ID(sandbox.NewID(sandbox.PrefixSandbox)), Run: "1"}
 	t.Cleanup(func() {
-		if err := e.Destroy(t.Context(), ref); err != nil && t.Context().Err() == nil {
+		if err := e.Destroy(context.WithoutCancel(t.Context()), ref); err != nil {
 			t.Error(err)
 		}
 	})
@@ -162,7 +163,7 @@ func TestLongDirectory(t *testing.T) {
 // TestKilledWhileCreating kills a process that creates a sandbox, at many moments. What it leaves can always be found and destroyed.
 func TestKilledWhileCreating(t *testing.T) {
 	if os.Getenv(creatorEnv) != "" {
-		createForEver(t)
+		createForEver(t, spec())
 		return
 	}
 	e, cfg := newEngine(t)
@@ -210,7 +211,7 @@ func TestKilledWhileCreating(t *testing.T) {
 const creatorEnv = "SANDLOT_LOCAL_TEST_CREATOR"
 
 // createForEver is what the killed process does.
-func createForEver(t *testing.T) {
+func createForEver(t *testing.T, sp sandbox.Spec) {
 	e, err := local.Open(local.Config{Dir: os.Getenv(creatorEnv), Guest: os.Getenv(guestEnv), Runtime: os.Getenv(runtimeEnv)})
 	if err != nil {
 		t.Fatal(err)
@@ -220,7 +221,7 @@ func createForEver(t *testing.T) {
 	}
 	for {
 		ref := engine.Ref{ID: sandbox.ID(sandbox.NewID(sandbox.PrefixSandbox)), Run: "1"}
-		if _, err := e.Create(t.Context(), ref, spec()); err != nil {
+		if _, err := e.Create(t.Context(), ref, sp); err != nil {
 			t.Fatal(err)
 		}
 	}
