@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/net/http/httpproxy"
 
+	"github.com/sandlot-dev/sandlot/internal/engine/local"
 	"github.com/sandlot-dev/sandlot/internal/netguard"
 )
 
@@ -34,6 +35,7 @@ type config struct {
 	egressPrivate     []string       // EgressPrivate as it was given
 
 	MaxSuspended time.Duration // for which a sandbox may be suspended before it ends
+	OpenSubnet   netip.Prefix  // where sandboxes with a network device have their addresses
 
 	// Secrets come from the environment only: arguments are there for everybody to see.
 	AdminKey     string
@@ -59,6 +61,8 @@ func (c *config) serveFlags(cmd *cobra.Command) {
 	f.StringVar(&c.Listen, "listen", "127.0.0.1:8080", "address to serve on (SANDLOT_LISTEN)")
 	f.BoolVar(&c.DemoModel, "demo-model", false, "answer from a script instead of a model (SANDLOT_DEMO_MODEL=1)")
 	f.DurationVar(&c.MaxSuspended, "max-suspended", 30*24*time.Hour, "how long a sandbox may be suspended before it ends (SANDLOT_MAX_SUSPENDED)")
+	f.TextVar(&c.OpenSubnet, "open-subnet", local.DefaultOpenSubnet,
+		"private IPv4 addresses, used by nobody else, for sandboxes with network mode open (SANDLOT_OPEN_SUBNET)")
 	f.BoolVar(&c.Debug, "debug", false, "log more (SANDLOT_DEBUG=1)")
 	f.StringSliceVar(&c.egressPrivate, "egress-private", nil,
 		"private addresses that sandboxes may be allowed to reach, as CIDR,… (SANDLOT_EGRESS_PRIVATE); this machine's own only one by one")
@@ -106,6 +110,11 @@ func (c *config) fill(cmd *cobra.Command, environ []string) error {
 	}
 	if c.MaxSuspended < 0 {
 		errs = append(errs, fmt.Errorf("--max-suspended: %v is below 0", c.MaxSuspended))
+	}
+	if v := env["SANDLOT_OPEN_SUBNET"]; v != "" && !cmd.Flags().Changed("open-subnet") {
+		if err := c.OpenSubnet.UnmarshalText([]byte(v)); err != nil {
+			errs = append(errs, fmt.Errorf("SANDLOT_OPEN_SUBNET: %w", err))
+		}
 	}
 	boolean("demo-model", "SANDLOT_DEMO_MODEL", &c.DemoModel)
 	boolean("debug", "SANDLOT_DEBUG", &c.Debug)
