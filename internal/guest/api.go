@@ -63,6 +63,8 @@ func (s *Server) routes() http.Handler {
 	handle("POST /v1/runs/{id}/resize", s.postResize)
 	handle("POST /v1/runs/{id}/stdin", s.postStdin)
 	handle("GET /v1/runs/{id}/output", s.getOutput)
+	handle("GET /v1/ports", func(http.ResponseWriter, *http.Request) (any, error) { return s.ports(), nil })
+	handle("POST /v1/ports/{port}/connect", s.postConnect)
 	handle("GET /v1/files", s.getFile)
 	handle("PUT /v1/files", s.putFile)
 	handle("DELETE /v1/files", s.deleteFile)

@@ -27,6 +27,7 @@ const (
 	maxAnswer         = 16 << 20
 	maxRefusal        = 64 << 10
 	maxGatewayStreams = 256
+	maxPortConns      = 512
 )
 
 // Client is the host's end of one connection to a guest. All methods are safe for concurrent use. It believes the guest nothing
@@ -34,6 +35,7 @@ const (
 type Client struct {
 	session *yamux.Session
 	http    *http.Client
+	ports   *portConns
 	done    chan struct{}
 }
 
@@ -44,7 +46,7 @@ func NewClient(conn net.Conn, gateway http.Handler) (*Client, error) {
 		_ = conn.Close() // the error says more
 		return nil, fmt.Errorf("guest: %w", err)
 	}
-	c := &Client{session: session, done: make(chan struct{})}
+	c := &Client{session: session, ports: newPortConns(), done: make(chan struct{})}
 	c.http = &http.Client{
 		Transport: &http.Transport{
 			DialContext:       func(context.Context, string, string) (net.Conn, error) { return session.Open() },
@@ -73,8 +75,10 @@ func (c *Client) serveGateway(gateway http.Handler) {
 	}
 	_ = srv.Serve(&limited{streams: newStreams(c.session), free: make(chan struct{}, maxGatewayStreams)}) // it ends with the session
 	cancel()
+	c.ports.end()
 	_ = c.session.Close() // always nil
 	_ = srv.Close()       // its connections went with the session
+	c.ports.wait()
 	handlers.wait()
 }
 

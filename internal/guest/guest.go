@@ -18,6 +18,9 @@ const (
 	Gateway    = "127.0.0.1:39100"  // the loopback port that leads to the host's gateway
 )
 
+// GatewayPort is the port of Gateway. No host gets a connection to it.
+const GatewayPort = 39100
+
 // Command is what to run.
 type Command struct {
 	ID      string            `json:"id"` // ours; starting the same ID twice gives the first one's run
@@ -143,11 +146,18 @@ type File struct {
 	Target  string    `json:"target,omitempty"` // of a symlink
 }
 
+// Port is a TCP port of the sandbox's loopback on which something listens.
+type Port struct {
+	Port    uint16 `json:"port"`
+	PID     int    `json:"pid,omitempty"`     // of a process that holds it; 0 = not known
+	Process string `json:"process,omitempty"` // that process's name, as it calls itself
+}
+
 // Error is an answer of the guest that says no. Status is an HTTP status: 400 for a bad request, 404 for what isn't
 // there, 409 for a conflict, 507 for a full disk, 500 for the rest.
 type Error struct {
 	Status int    `json:"status"`
-	Code   string `json:"code"` // stable: "no_such_run", "no_such_program", "bad_dir", "no_such_file", …
+	Code   string `json:"code"` // stable: "no_such_run", "no_such_program", "bad_dir", "no_such_file", "port_closed", …
 	Field  string `json:"field,omitempty"`
 	Detail string `json:"detail"`
 }
