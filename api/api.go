@@ -197,6 +197,33 @@ type EventList struct {
 	More   bool    `json:"more" doc:"Whether there are more: ask again with after = the last seq."`
 }
 
+// Port is a TCP port on which something in a sandbox listens.
+type Port struct {
+	Port    int    `json:"port"`
+	PID     int    `json:"pid,omitempty" doc:"Of a process in the sandbox that holds it."`
+	Process string `json:"process,omitempty" doc:"That process's name, as it calls itself." example:"node"`
+}
+
+// PortList holds the ports of a sandbox that a preview can reach, in order.
+type PortList struct {
+	Ports []Port `json:"ports"`
+}
+
+// CreatePreview is the body of POST /sandbox/{id}/preview.
+type CreatePreview struct {
+	Port     int    `json:"port" minimum:"1" maximum:"65535" doc:"TCP port in the sandbox. Nothing need listen there yet." example:"3000"`
+	ExpiresS int64  `json:"expires_s,omitempty" minimum:"1" maximum:"604800" doc:"Seconds for which the URL is good, but never longer than the sandbox lives. Default: 3600."`
+	Path     string `json:"path,omitempty" maxLength:"2048" doc:"Where the URL leads to; may have a query. Default: /." example:"/docs?page=1"`
+}
+
+// Preview is a way to a port of a sandbox for whoever has it.
+type Preview struct {
+	URL       string    `json:"url" doc:"For a browser: it sets a cookie, and sends on to the same address without the token." example:"http://3000-sbx-01jd8m4q2zk3t5v7w9x1y3z5a7.localhost:8080/?sandlot_preview=…"`
+	Port      int       `json:"port"`
+	Token     string    `json:"token" doc:"For programs: send it as the header Sandlot-Preview-Token, with any path of the URL's host."`
+	ExpiresAt time.Time `json:"expires_at"`
+}
+
 // SignIn is the body of POST /signin.
 type SignIn struct {
 	Key string `json:"key" maxLength:"200" doc:"An API key; the answer sets a cookie in its stead." example:"slk_…"`

@@ -12,6 +12,8 @@ const (
 	HeaderRequestID = "X-Request-ID"
 	// HeaderLastEventID is where to go on in a stream: the id of the last event that was seen.
 	HeaderLastEventID = "Last-Event-ID"
+	// HeaderPreviewToken carries a preview's token, from programs that keep no cookies.
+	HeaderPreviewToken = "Sandlot-Preview-Token"
 
 	// ContentTypeProblem is the content type of a Problem.
 	ContentTypeProblem = "application/problem+json"

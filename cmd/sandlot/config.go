@@ -22,12 +22,13 @@ import (
 // config is what the server is told at its start. Each flag has an environment variable of the same name, SANDLOT_…; a
 // flag that is given wins.
 type config struct {
-	Listen    string
-	Data      string
-	Database  string
-	Toolkit   string
-	DemoModel bool
-	Debug     bool
+	Listen      string
+	PreviewHost string
+	Data        string
+	Database    string
+	Toolkit     string
+	DemoModel   bool
+	Debug       bool
 
 	// What the operator opens to sandboxes though it isn't on the public internet.
 	EgressPrivate     []netip.Prefix // to the programs in them
@@ -59,6 +60,8 @@ func (c *config) serveFlags(cmd *cobra.Command) {
 	c.flags(cmd)
 	f := cmd.Flags()
 	f.StringVar(&c.Listen, "listen", "127.0.0.1:8080", "address to serve on (SANDLOT_LISTEN)")
+	f.StringVar(&c.PreviewHost, "preview-host", "", "`host` below which previews of sandboxes are, [https://]NAME[:PORT]; *.NAME must lead here "+
+		"(SANDLOT_PREVIEW_HOST; default localhost:PORT when listening on loopback, else none)")
 	f.BoolVar(&c.DemoModel, "demo-model", false, "answer from a script instead of a model (SANDLOT_DEMO_MODEL=1)")
 	f.DurationVar(&c.MaxSuspended, "max-suspended", 30*24*time.Hour, "how long a sandbox may be suspended before it ends (SANDLOT_MAX_SUSPENDED)")
 	f.TextVar(&c.OpenSubnet, "open-subnet", local.DefaultOpenSubnet,
@@ -116,6 +119,7 @@ func (c *config) fill(cmd *cobra.Command, environ []string) error {
 			errs = append(errs, fmt.Errorf("SANDLOT_OPEN_SUBNET: %w", err))
 		}
 	}
+	text("preview-host", "SANDLOT_PREVIEW_HOST", &c.PreviewHost)
 	boolean("demo-model", "SANDLOT_DEMO_MODEL", &c.DemoModel)
 	boolean("debug", "SANDLOT_DEBUG", &c.Debug)
 	list("egress-private", "SANDLOT_EGRESS_PRIVATE", &c.egressPrivate)

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -134,8 +135,13 @@ func serve(ctx context.Context, cfg config, log *slog.Logger, stdout io.Writer) 
 	if trial.Problem != "" {
 		health.Status, health.Problem = "failing", trial.Problem
 	}
+	previewSecret, err := secretOf(ctx, st, "preview_secret")
+	if err != nil {
+		return err
+	}
 	srv, err := server.New(server.Config{
 		Manager: mgr, Sessions: sessions, Store: st, Secrets: secrets, UI: web.FS(), Version: version, Log: log,
+		PreviewHost: previewHost(cfg, ln.Addr()), PreviewSecret: previewSecret,
 		Health: func() api.Health { return health },
 	})
 	if err != nil {
@@ -155,9 +161,7 @@ func serve(ctx context.Context, cfg config, log *slog.Logger, stdout io.Writer) 
 
 // newGateway opens the way to the model. Tokens of sandboxes stay valid over a restart: their secret is in the store.
 func newGateway(ctx context.Context, cfg config, st *store.Store, log *slog.Logger) (*gateway.Gateway, error) {
-	fresh := make([]byte, 32)
-	_, _ = rand.Read(fresh) // never fails
-	secret, err := st.PutSettingIfAbsent(ctx, "gateway_secret", fresh)
+	secret, err := secretOf(ctx, st, "gateway_secret")
 	if err != nil {
 		return nil, err
 	}
@@ -174,6 +178,25 @@ func newGateway(ctx context.Context, cfg config, st *store.Store, log *slog.Logg
 		gc.Demo = gateway.NewDemo()
 	}
 	return gateway.New(gc)
+}
+
+// secretOf returns the installation's secret of that name, which the first caller makes.
+func secretOf(ctx context.Context, st *store.Store, name string) ([]byte, error) {
+	fresh := make([]byte, 32)
+	_, _ = rand.Read(fresh) // never fails
+	return st.PutSettingIfAbsent(ctx, name, fresh)
+}
+
+// previewHost is where previews are. On a person's own machine no DNS is needed: names below localhost lead to 127.0.0.1 in browsers.
+func previewHost(cfg config, listening net.Addr) string {
+	if cfg.PreviewHost != "" {
+		return cfg.PreviewHost
+	}
+	addr, ok := listening.(*net.TCPAddr)
+	if !ok || !addr.IP.Equal(net.IPv4(127, 0, 0, 1)) && !addr.IP.Equal(net.IPv6loopback) {
+		return ""
+	}
+	return net.JoinHostPort("localhost", strconv.Itoa(addr.Port))
 }
 
 func modelName(cfg config) string {

@@ -151,6 +151,10 @@ func fromFile(f guest.File) api.File {
 	}
 }
 
+func fromPort(p guest.Port) api.Port {
+	return api.Port{Port: int(p.Port), PID: p.PID, Process: p.Process}
+}
+
 // runEnd tells an end of a run that isn't a good one as a problem; nil = it was.
 func runEnd(r sandbox.Run) *problem {
 	switch {

@@ -35,8 +35,6 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c.r = r.WithContext(context.WithValue(r.Context(), callKey{}, c))
 	// Until a handler takes over: nobody holds a connection by sending a body slowly that no handler wants.
 	_ = c.w.control.SetReadDeadline(begin.Add(s.cfg.ReadTimeout)) // not supported = no deadline
-	secure(w.Header())
-	w.Header().Set(api.HeaderRequestID, c.id)
 	defer func() {
 		err := recover()
 		half := c.w.status != 0
@@ -48,12 +46,24 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			panic(http.ErrAbortHandler) // half an answer must not look like a whole one
 		}
 	}()
+	// Before anything else: on a preview's host there is nothing of ours, and elsewhere there is no preview.
+	if s.previews != nil {
+		if label, ok := s.previews.host.below(r.Host); ok {
+			s.previews.serve(c, label)
+			return
+		}
+	}
+	secure(w.Header())
+	w.Header().Set(api.HeaderRequestID, c.id)
 	s.route(c)
 }
 
 // logCall writes the access log's line. Neither queries nor one-time tokens are logged: both may be secrets.
 func (s *Server) logCall(c *call, begin time.Time, panicked any) {
 	path := c.r.URL.Path
+	if c.route == "preview" {
+		path = "//" + c.r.Host // the path is between the visitor and the sandbox
+	}
 	if strings.HasPrefix(path, "/signin/") {
 		path = "/signin/…"
 	}

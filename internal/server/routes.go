@@ -74,6 +74,7 @@ func (s *Server) routes() error {
 	s.fileRoutes(h)
 	s.imageRoutes(h)
 	s.secretRoutes(h)
+	s.previewRoutes(h)
 	s.accountRoutes(h)
 
 	s.anybody("GET /signin/{token}", s.signinLink)

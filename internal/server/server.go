@@ -24,7 +24,7 @@ import (
 	"github.com/sandlot-dev/sandlot/internal/store"
 )
 
-// Manager is what the server needs of lifecycle.Manager.
+// Manager is what the server needs of lifecycle.Manager. Sandbox and Guest take "" for whichever account it is.
 type Manager interface {
 	Create(ctx context.Context, req lifecycle.Request) (sandbox.Sandbox, error)
 	WaitReady(ctx context.Context, account string, id sandbox.ID) (sandbox.Sandbox, error)
@@ -76,6 +76,12 @@ type Config struct {
 	Version  string            // for the API's description
 	Log      *slog.Logger      // nil = none
 
+	// PreviewHost is where previews are, "" = nowhere: NAME:PORT or SCHEME://NAME:PORT, whose subdomains lead to this server. Whatever is
+	// below that name is a preview and nothing else. PreviewSecret, of at least 16 bytes, signs their tokens.
+	PreviewHost    string
+	PreviewSecret  []byte
+	PreviewTimeout time.Duration // how long a sandbox may take to begin an answer; default: 2 min
+
 	Heartbeat    time.Duration // silence on a stream after which a comment is sent; default: 15 s
 	WriteTimeout time.Duration // how long a peer may take nothing of an answer before it is dropped; default: 30 s
 	ReadTimeout  time.Duration // how long a peer may send nothing of a body; default: 60 s
@@ -93,6 +99,8 @@ type Server struct {
 	web  *scs.SessionManager
 	csrf *http.CrossOriginProtection
 
+	previews *previews // nil = none
+
 	stop     chan struct{} // closed when the server shuts down
 	stopOnce sync.Once
 }
@@ -109,7 +117,7 @@ func New(cfg Config) (*Server, error) {
 		cfg.Health = func() api.Health { return api.Health{Status: healthOK, Version: cfg.Version} }
 	}
 	for d, def := range map[*time.Duration]time.Duration{
-		&cfg.Heartbeat: 15 * time.Second, &cfg.WriteTimeout: 30 * time.Second, &cfg.ReadTimeout: time.Minute, &cfg.Grace: 10 * time.Second,
+		&cfg.PreviewTimeout: previewHeader, &cfg.Heartbeat: 15 * time.Second, &cfg.WriteTimeout: 30 * time.Second, &cfg.ReadTimeout: time.Minute, &cfg.Grace: 10 * time.Second,
 	} {
 		if *d <= 0 {
 			*d = def
@@ -122,6 +130,11 @@ func New(cfg Config) (*Server, error) {
 	var err error
 	if s.ui, err = loadSite(cfg.UI); err != nil {
 		return nil, err
+	}
+	if cfg.PreviewHost != "" {
+		if s.previews, err = newPreviews(s); err != nil {
+			return nil, err
+		}
 	}
 	if err := s.routes(); err != nil {
 		return nil, err
@@ -159,6 +172,9 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 		s.cfg.Log.Warn("requests were cut off by the shutdown", "error", err)
 		cancel()
 		_ = hs.Close() // what is left is cut off
+	}
+	if s.previews != nil {
+		s.previews.wait()
 	}
 	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve HTTP: %w", err)

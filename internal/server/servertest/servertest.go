@@ -34,6 +34,9 @@ echo "{\"type\":\"assistant\",\"text\":\"You said $prompt\"}"
 echo '{"type":"result","subtype":"success","is_error":false}'
 `
 
+// PreviewHost is below which a Server's previews are. Nobody resolves it: send it as the Host of requests to Server.URL.
+const PreviewHost = "preview.test"
+
 // Config says what is special about a server. The zero Config is a good one.
 type Config struct {
 	// CLI is the shell script that stands in for Claude Code; default: EchoCLI.
@@ -87,7 +90,8 @@ func New(t testing.TB, cfg Config) *Server {
 	})
 	s.Account, s.Key = AddAccount(t, st, "first")
 
-	conf := server.Config{Manager: s.Manager, Sessions: s.Sessions, Store: st, Secrets: Secrets(t, st), Log: log, Version: "test", Grace: 5 * time.Second}
+	conf := server.Config{Manager: s.Manager, Sessions: s.Sessions, Store: st, Secrets: Secrets(t, st), Log: log, Version: "test", Grace: 5 * time.Second,
+		PreviewHost: PreviewHost, PreviewSecret: []byte("of the tests' previews")}
 	if cfg.Change != nil {
 		cfg.Change(&conf)
 	}
