@@ -277,7 +277,7 @@ func TestContractRootless(t *testing.T) {
 			}
 			cfg := config(t, dir)
 			self := copyFile(t, "/proc/self/exe", filepath.Join(dir, "local.test"))
-			cmd := exec.CommandContext(t.Context(), self, "-test.run=^Test(Contract$|Socket|Orphans|Memory|Files)", "-test.v")
+			cmd := exec.CommandContext(t.Context(), self, "-test.run=^Test(Contract$|Socket|Orphans|Memory|Files|Suspend)", "-test.v")
 			cmd.Dir = home
 			cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "TMPDIR=" + home, guestEnv + "=" + cfg.Guest, runtimeEnv + "=" + cfg.Runtime, childEnv + "=" + name}
 			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: gid}}

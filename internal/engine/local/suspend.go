@@ -252,11 +252,15 @@ func (e *Engine) thaw(ctx context.Context, k string, c *container.Container, inh
 	var resumed error
 	is := e.hasImage(k, filepath.Join(imageNew, paused))
 	if is {
+		// The mark first: gVisor dies of being told twice.
+		if err := remove(e.imagePath(k, filepath.Join(imageNew, paused))); err != nil {
+			return err
+		}
 		resumed = c.Sandbox.Resume(k) // waits for a checkpoint that an earlier process has begun
 	}
 	err := e.comeBack(ctx, k, c)
 	if err != nil && inherited && !is && e.hasImage(k, filepath.Join(imageNew, pausing)) && ctx.Err() == nil {
-		// That process died between pausing it and noting so: a guest that isn't paused would have come back.
+		// That process died just when it paused it or let it go on: a guest that isn't paused would have come back.
 		resumed = c.Sandbox.Resume(k)
 		err = e.comeBack(ctx, k, c)
 	}
