@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"slices"
 	"testing"
 	"time"
 
@@ -39,12 +40,19 @@ const (
 
 // Run tests every promise. It sets an environment variable, so t must not be parallel; the subtests are.
 func Run(t *testing.T, h Harness) {
+	runGroups(t, h, append(slices.Clone(reopening), suspendedReopening...), creating, destroying, guesting, keeping, suspending, walls, limits)
+}
+
+// RunLimits tests the promises about limits alone, for an engine that has several ways to keep them.
+func RunLimits(t *testing.T, h Harness) { runGroups(t, h, reopeningLimits, limits) }
+
+func runGroups(t *testing.T, h Harness, reopening []promise, groups ...[]promise) {
 	if h.Gateway == nil {
 		h.Gateway = func(engine.Ref) string { return guest.Gateway }
 	}
 	t.Setenv(marker, "of the host") // must not be seen in a sandbox
 
-	for _, p := range append(reopening, suspendedReopening...) {
+	for _, p := range reopening {
 		t.Run(p.name, func(t *testing.T) { p.test(t, suite{h: h}) })
 	}
 
@@ -57,7 +65,7 @@ func Run(t *testing.T, h Harness) {
 			t.Errorf("close: %v", err)
 		}
 	})
-	for _, group := range [][]promise{creating, destroying, guesting, keeping, suspending, walls, limits} {
+	for _, group := range groups {
 		for _, p := range group {
 			t.Run(p.name, func(t *testing.T) {
 				t.Parallel()

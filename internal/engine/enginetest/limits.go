@@ -26,6 +26,12 @@ var limits = []promise{
 	{"GPUIsRefusedWithTheReason", gpuIsRefused},
 }
 
+// reopeningLimits are those that need an engine of their own.
+var reopeningLimits = []promise{
+	{"MemoryLimitSurvivesReopen", memoryLimitSurvivesReopen},
+	{"CPULimit", cpuLimit}, // which is measured, so nothing else runs
+}
+
 // eater is a script that wants more than 600 MiB of memory: no line of it ends, so tail keeps all.
 const eater = "head -c 700M /dev/zero | tail"
 

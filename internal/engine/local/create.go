@@ -131,15 +131,7 @@ func (e *Engine) create(ctx context.Context, en *entry, k string, spec sandbox.S
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	var c *container.Container
-	cpu := spec.CPU
-	if e.cgroups.has("cpu") {
-		cpu = 0 // exactly, below
-	}
-	err = withCores(cpu, func() (err error) {
-		c, err = newContainer(&conf, container.Args{ID: k, Spec: bundle.spec, BundleDir: bundle.dir})
-		return err
-	})
+	c, err := newContainer(&conf, container.Args{ID: k, Spec: bundle.spec, BundleDir: bundle.dir})
 	if err != nil {
 		return fmt.Errorf("gVisor could not make it: %w%s", explain(err), e.lastWords(k))
 	}

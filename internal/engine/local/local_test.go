@@ -155,13 +155,17 @@ func TestContract(t *testing.T) {
 	if err := e.Close(); err != nil {
 		t.Fatal(err)
 	}
-	enginetest.Run(t, enginetest.Harness{
+	enginetest.Run(t, harness(cfg))
+}
+
+func harness(cfg local.Config) enginetest.Harness {
+	return enginetest.Harness{
 		Open:     func(t *testing.T) engine.Engine { return open(t, cfg) },
 		Spec:     func(*testing.T) sandbox.Spec { return spec() },
 		Kill:     func(t *testing.T, ref engine.Ref) { killRuntime(t, cfg.Dir, ref, "runsc-sandbox") },
 		Isolated: true,
 		Slow:     true,
-	})
+	}
 }
 
 // killRuntime kills gVisor's process of one role, as the host's OOM killer would.
@@ -277,7 +281,7 @@ func TestContractRootless(t *testing.T) {
 			}
 			cfg := config(t, dir)
 			self := copyFile(t, "/proc/self/exe", filepath.Join(dir, "local.test"))
-			cmd := exec.CommandContext(t.Context(), self, "-test.run=^Test(Contract$|Socket|Orphans|Memory|Files|Suspend)", "-test.v")
+			cmd := exec.CommandContext(t.Context(), self, "-test.run=^Test(Contract$|Socket|Orphans|Files|CPU|Suspend)", "-test.v")
 			cmd.Dir = home
 			cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "TMPDIR=" + home, guestEnv + "=" + cfg.Guest, runtimeEnv + "=" + cfg.Runtime, childEnv + "=" + name}
 			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: gid}}

@@ -5,7 +5,6 @@ import (
 	"io"
 	"math"
 	"os"
-	"path/filepath"
 	goruntime "runtime"
 	"slices"
 	"strconv"
@@ -18,30 +17,32 @@ import (
 	"github.com/sandlot-dev/sandlot/internal/sandbox"
 )
 
-// gVisor shows a sandbox the memory and the cores that the cgroup has which gVisor itself made. Ours are not made by it, and some
-// hosts have none. So its sentry is told here, on its way to it, what the specification says: by that programs size their heaps and
-// pools, and the guest sees how much of it is used.
+// What a specification says of limits, gVisor acts on with cgroups, which we don't let it. So its processes are told here, on their way to
+// it. The sentry learns what to show as the memory and the cores that there are: by that programs size their heaps and pools, and the guest
+// sees how much is used. And where no cgroup limits the CPU, sentry and gofer limit themselves to some cores.
 
-// ociResources is what a specification says of the limits. gVisor itself doesn't act on it, see ignore-cgroups.
-func ociResources(spec sandbox.Spec) *specs.LinuxResources {
+// resources is what a specification says of the limits.
+func (e *Engine) resources(spec sandbox.Spec) (*specs.LinuxResources, *specs.Scheduler) {
 	r := &specs.LinuxResources{}
 	if spec.MemoryMiB > 0 {
 		limit := spec.MemoryMiB << 20
 		r.Memory = &specs.LinuxMemory{Limit: &limit}
 	}
-	if spec.CPU > 0 {
-		quota, period := int64(spec.CPU*cpuPeriodUS), uint64(cpuPeriodUS)
-		r.CPU = &specs.LinuxCPU{Quota: &quota, Period: &period}
+	if spec.CPU <= 0 {
+		return r, nil
 	}
-	return r
+	quota, period := int64(spec.CPU*cpuPeriodUS), uint64(cpuPeriodUS)
+	r.CPU = &specs.LinuxCPU{Quota: &quota, Period: &period}
+	if e.cgroups.has("cpu") {
+		return r, nil
+	}
+	r.CPU.Cpus = chooseCores(spec.CPU)
+	return r, &specs.Scheduler{Policy: specs.SchedOther, Nice: int32(niceOf(spec.CPU))}
 }
 
-// tellResources changes a sentry's arguments to what its specification says; those of other processes it returns as they are.
-func tellResources(args []string, most int) []string {
-	boot := slices.Index(args, "boot")
-	if filepath.Base(args[0]) != string(roleSentry) && args[0] != "/proc/self/exe" || boot < 0 || len(args) < boot+2 {
-		return args
-	}
+// takeResources does what the specification of a sentry or gofer says, and returns the arguments that tell gVisor the rest. Arguments of
+// other processes are returned as they are.
+func takeResources(args []string) []string {
 	fd := -1
 	for i, a := range args {
 		if value, ok := strings.CutPrefix(a, "--spec-fd="); ok {
@@ -51,6 +52,9 @@ func tellResources(args []string, most int) []string {
 		}
 	}
 	var spec struct {
+		Process struct {
+			Scheduler *specs.Scheduler `json:"scheduler"`
+		} `json:"process"`
 		Linux struct {
 			Resources specs.LinuxResources `json:"resources"`
 		} `json:"linux"`
@@ -59,6 +63,22 @@ func tellResources(args []string, most int) []string {
 	if fd < 3 || json.NewDecoder(io.NewSectionReader(specFile(fd), 0, math.MaxInt64)).Decode(&spec) != nil {
 		return args
 	}
+	r := spec.Linux.Resources
+	if r.CPU != nil && r.CPU.Cpus != "" {
+		nice := 0
+		if spec.Process.Scheduler != nil {
+			nice = int(spec.Process.Scheduler.Nice)
+		}
+		confine(r.CPU.Cpus, nice)
+	}
+	if !slices.Contains(args, "boot") {
+		return args
+	}
+	return tellSentry(args, r, goruntime.NumCPU())
+}
+
+// tellSentry changes a sentry's arguments to what the resources are. most is how many cores there are.
+func tellSentry(args []string, r specs.LinuxResources, most int) []string {
 	out, id := slices.Clone(args[:len(args)-1]), args[len(args)-1]
 	set := func(flag, value string) {
 		i := slices.IndexFunc(out, func(a string) bool { return a == flag || strings.HasPrefix(a, flag+"=") })
@@ -71,12 +91,12 @@ func tellResources(args []string, most int) []string {
 			out[i] = flag + "=" + value
 		}
 	}
-	if m := spec.Linux.Resources.Memory; m != nil && m.Limit != nil {
-		set("--total-memory", strconv.FormatInt(*m.Limit, 10))
+	if r.Memory != nil && r.Memory.Limit != nil {
+		set("--total-memory", strconv.FormatInt(*r.Memory.Limit, 10))
 	}
-	if c := spec.Linux.Resources.CPU; c != nil && c.Quota != nil && c.Period != nil {
+	if r.CPU != nil && r.CPU.Quota != nil && r.CPU.Period != nil {
 		// Programs that see one core leave out locks, and a quota is no core: what it allows may run at once on several.
-		n := max(2, int(math.Ceil(float64(*c.Quota)/float64(*c.Period))))
+		n := max(2, int(math.Ceil(float64(*r.CPU.Quota)/float64(*r.CPU.Period))))
 		set("--cpu-num", strconv.Itoa(min(n, most)))
 	}
 	return append(out, id)
@@ -117,32 +137,14 @@ func (e *Engine) limitedBy() sandbox.LimitedBy {
 	}
 }
 
-// withCores calls start on a thread that may only use as many of this host's cores as cpu needs, so that all processes that it starts
-// may use no others, ever. A share of a core is a lower priority on it. cpu = 0 is no limit.
-func withCores(cpu float64, start func() error) error {
-	if cpu <= 0 {
-		return start()
-	}
-	done := make(chan error, 1)
-	go func() {
-		// Never unlocked: the thread ends with this goroutine, and what was set for it.
-		goruntime.LockOSThread()
-		if err := confineCores(cpu); err != nil {
-			done <- err
-			return
-		}
-		done <- start()
-	}()
-	return <-done
-}
-
 // nextCore spreads sandboxes over the cores.
 var nextCore atomic.Int64
 
-func confineCores(cpu float64) error {
-	var all, some unix.CPUSet
+// chooseCores names as many of this host's cores as cpu needs.
+func chooseCores(cpu float64) string {
+	var all unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &all); err != nil {
-		return os.NewSyscallError("sched_getaffinity", err)
+		return ""
 	}
 	var ours []int
 	for i := range len(all) * 64 {
@@ -151,22 +153,60 @@ func confineCores(cpu float64) error {
 		}
 	}
 	n := min(int(math.Ceil(cpu)), len(ours))
+	var names []string
 	for first := int(nextCore.Add(int64(n))); n > 0; n-- {
-		some.Set(ours[(first+n)%len(ours)])
+		names = append(names, strconv.Itoa(ours[(first+n)%len(ours)]))
 	}
-	if err := unix.SchedSetaffinity(0, &some); err != nil {
-		return os.NewSyscallError("sched_setaffinity", err)
+	return strings.Join(names, ",")
+}
+
+// confine lets this process, and what it starts, use only the cores that are named, at a lower priority. It is of the threads, so it is
+// done to each until none is new. A host that doesn't let us has the sandbox all the same, for a share of the CPU is no wall.
+func confine(names string, nice int) {
+	var cores unix.CPUSet
+	for _, name := range strings.Split(names, ",") {
+		if n, err := strconv.Atoi(name); err == nil {
+			cores.Set(n)
+		}
 	}
-	nice := niceOf(cpu)
-	if nice == 0 {
-		return nil
+	done := map[string]bool{}
+	for again := true; again; {
+		again = false
+		threads, err := os.ReadDir("/proc/self/task")
+		if err != nil {
+			return // gVisor has started itself over in its own root: what it was before has done it
+		}
+		for _, t := range threads {
+			id, ok := ownNumber(t.Name())
+			if !ok || done[t.Name()] {
+				continue
+			}
+			done[t.Name()], again = true, true
+			_ = unix.SchedSetaffinity(id, &cores) // see above
+			if nice > 0 {
+				now, err := unix.Getpriority(unix.PRIO_PROCESS, id) // 20 - nice
+				if err == nil && 20-now < nice {
+					_ = unix.Setpriority(unix.PRIO_PROCESS, id, nice) // see above
+				}
+			}
+		}
 	}
-	now, err := unix.Getpriority(unix.PRIO_PROCESS, 0) // 20 - nice
+}
+
+// ownNumber translates a thread's number in /proc, which is of the namespace that we come from, to the one by which we can name it.
+func ownNumber(thread string) (int, bool) {
+	data, err := os.ReadFile("/proc/self/task/" + thread + "/status")
 	if err != nil {
-		return os.NewSyscallError("getpriority", err)
+		return 0, false // it has ended
 	}
-	// On Linux this is of the thread alone.
-	return os.NewSyscallError("setpriority", unix.Setpriority(unix.PRIO_PROCESS, 0, min(19, 20-now+nice)))
+	_, rest, ok := strings.Cut(string(data), "\nNSpid:")
+	line, _, _ := strings.Cut(rest, "\n")
+	numbers := strings.Fields(line)
+	if !ok || len(numbers) == 0 {
+		return 0, false
+	}
+	id, err := strconv.Atoi(numbers[len(numbers)-1])
+	return id, err == nil
 }
 
 // niceOf is the priority at which a share of ⌈cpu⌉ cores gets cpu/⌈cpu⌉ of what an ordinary process gets: each step is a factor of 1.25.

@@ -26,7 +26,7 @@ import (
 // short helpers that they re-exec. Every program that opens an Engine calls it before anything else, from its main function.
 func Main() {
 	if strings.HasPrefix(filepath.Base(os.Args[0]), "runsc") || os.Args[0] == "/proc/self/exe" {
-		os.Args = tellResources(os.Args, goruntime.NumCPU())
+		os.Args = takeResources(os.Args)
 		maincli.Main()
 		os.Exit(0)
 	}

@@ -33,6 +33,7 @@ func (e *Engine) ociSpec(k string, spec sandbox.Spec, base uint32, mounts []Moun
 	deadline := now.Add(spec.Timeout + deadlineGrace)
 	uid, gid := e.agent(spec)
 	pids, files := uint64(cmp.Or(spec.PIDs, sandbox.DefaultPIDs)), uint64(cmp.Or(spec.OpenFiles, sandbox.DefaultOpenFiles))
+	resources, scheduler := e.resources(spec)
 	s := &specs.Spec{
 		Version:  "1.0.2",
 		Root:     &specs.Root{Path: filepath.Join(bundle, "root")},
@@ -56,6 +57,7 @@ func (e *Engine) ociSpec(k string, spec sandbox.Spec, base uint32, mounts []Moun
 				{Type: "RLIMIT_NOFILE", Soft: files, Hard: files},
 			},
 			OOMScoreAdj:     &oomScore,
+			Scheduler:       scheduler,
 			NoNewPrivileges: true,
 		},
 		Mounts: []specs.Mount{
@@ -65,7 +67,7 @@ func (e *Engine) ociSpec(k string, spec sandbox.Spec, base uint32, mounts []Moun
 			{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"ro"}},
 		},
 		Linux: &specs.Linux{
-			Resources: ociResources(spec),
+			Resources: resources,
 			Namespaces: []specs.LinuxNamespace{
 				{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.MountNamespace},
 				{Type: specs.NetworkNamespace},
