@@ -126,7 +126,7 @@ func TestExamine(t *testing.T) {
 		}
 		found[f.What] = f.Level
 	}
-	for _, what := range []string{"users", "limits", "disk"} {
+	for _, what := range []string{"users", "limits", "disk", "GPU"} {
 		if level, ok := found[what]; !ok || level == Fault {
 			t.Errorf("%s: %v, %v", what, level, ok)
 		}
