@@ -17,7 +17,7 @@ import (
 
 // TestHostileLayers refuses what can't be made harmless, and leaves nothing behind.
 func TestHostileLayers(t *testing.T) {
-	deep := strings.Repeat("d/", 1800) + "d"
+	deep, target := strings.Repeat("d/", 1800)+"d", strings.Repeat("t", 4000)
 	tests := map[string]struct {
 		ents   []ent
 		limits rootfs.Limits
@@ -62,7 +62,7 @@ func TestHostileLayers(t *testing.T) {
 		"TooManyImplied":   {ents: []ent{file("a/b/c/d/e/f", "")}, limits: rootfs.Limits{Entries: 5}, says: "limit Entries"},
 		"TooManyWhiteouts": {ents: []ent{file(".wh.a", ""), file(".wh.a", "")}, limits: rootfs.Limits{Entries: 1}, says: "limit Entries"},
 		"TooManySteps":     {ents: []ent{dir(deep), symlink("l", deep)}, limits: rootfs.Limits{Entries: 1900}, says: "too deep in all"},
-		"TooMuchMetadata":  {ents: []ent{symlink("a", strings.Repeat("t", 4000)), symlink("a", strings.Repeat("t", 4000))}, limits: rootfs.Limits{Metadata: 5000}, says: "limit Metadata"},
+		"TooMuchMetadata":  {ents: []ent{symlink("a", target), symlink("a", target)}, limits: rootfs.Limits{Metadata: 5000}, says: "limit Metadata"},
 	}
 	steps := tests["TooManySteps"]
 	for range 90 {
@@ -105,7 +105,8 @@ func TestBrokenArchives(t *testing.T) {
 func TestEndlessHeaders(t *testing.T) {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
-	if err := w.WriteHeader(&tar.Header{Name: "a", Typeflag: tar.TypeReg, PAXRecords: map[string]string{"comment": strings.Repeat("x", 1000)}}); err != nil {
+	about := map[string]string{"comment": strings.Repeat("x", 1000)}
+	if err := w.WriteHeader(&tar.Header{Name: "a", Typeflag: tar.TypeReg, PAXRecords: about}); err != nil {
 		t.Fatal(err)
 	}
 	extended := b.Bytes()[:len(b.Bytes())-512] // without the file that it is about
@@ -179,7 +180,6 @@ func FuzzWrite(f *testing.F) {
 	})), sparse(f, "1.0", "s", 1<<16))
 	f.Add(sparse(f, "0.1", "s", 1<<20), sparse(f, "gnu", "s", 10000))
 	f.Fuzz(func(t *testing.T, one, two []byte) {
-		// The caller's directory has another one and a file beside it, which nothing may touch.
 		name, stats, err := write(t, rootfs.Limits{Bytes: 256 << 10, Entries: 1000, Metadata: 1 << 20}, one, two)
 		left := dirNames(t, filepath.Dir(name))
 		if err != nil {

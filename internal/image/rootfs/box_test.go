@@ -91,7 +91,8 @@ func (b *box) call(args ...string) string {
 		defer f.Close()
 		out[i] = f
 	}
-	cmd := exec.Command(filepath.Join(b.dir, "runsc"), append(slices.Clone(b.args), args...)...) // without the test's context: the clean-up calls it too
+	// Not with the test's context: the clean-up calls it, too.
+	cmd := exec.Command(filepath.Join(b.dir, "runsc"), append(slices.Clone(b.args), args...)...)
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
 	cmd.Stdout, cmd.Stderr = out[0], out[1]
 	runErr := cmd.Run()

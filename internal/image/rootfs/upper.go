@@ -97,7 +97,7 @@ func (u *upper) read(rs io.ReadSeeker) error {
 	tr := tar.NewReader(rs)
 	for {
 		h, err := tr.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {
