@@ -85,7 +85,7 @@ type SandboxList struct {
 type Exec struct {
 	Argv     []string          `json:"argv" minItems:"1" doc:"The program and its arguments; no shell in between."`
 	Env      map[string]string `json:"env,omitempty" doc:"Added to the sandbox's environment."`
-	Dir      string            `json:"dir,omitempty" doc:"Working directory. Default: the sandbox's workdir."`
+	Dir      string            `json:"dir,omitempty" doc:"Working directory. Default: the sandbox's workdir if it was asked for, else the image's, else /workspace."`
 	User     string            `json:"user,omitempty" maxLength:"200" doc:"\"agent\" (the image's own user, if it names one), \"root\", or a name or number of the sandbox's /etc/passwd, perhaps with :group. Default: agent."`
 	Stdin    string            `json:"stdin,omitempty" doc:"Given to the process, then its input is closed."`
 	TimeoutS float64           `json:"timeout_s,omitempty" minimum:"0" doc:"The process and all it started are killed after this many seconds. Default: only the sandbox's own end."`
@@ -95,7 +95,7 @@ type Exec struct {
 type Run struct {
 	ID        string     `json:"id"`
 	Sandbox   string     `json:"sandbox"`
-	Kind      string     `json:"kind" enum:"exec,claude"`
+	Kind      string     `json:"kind" enum:"exec,claude,entrypoint"`
 	Session   string     `json:"session,omitempty"`
 	Argv      []string   `json:"argv"`
 	State     string     `json:"state" enum:"running,exited,signaled,timeout,oom,lost" doc:"oom: killed because the sandbox's memory was used up. lost: its end was not seen."`

@@ -110,8 +110,9 @@ const MaxFrame = 64 << 10
 
 // Setup is what the host tells a guest that has come up: everything that must not stand in an engine's files.
 type Setup struct {
-	Env      map[string]string `json:"env"`      // of every process
-	Deadline time.Time         `json:"deadline"` // the guest ends itself then, though the host is gone
+	Dir      string            `json:"dir,omitempty"` // where processes start; made if it isn't there. Default: the workdir
+	Env      map[string]string `json:"env"`           // of every process
+	Deadline time.Time         `json:"deadline"`      // the guest ends itself then, though the host is gone
 	Limits   Limits            `json:"limits,omitzero"`
 }
 

@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -117,12 +118,19 @@ func setGroupsDenied() bool {
 	return err == nil && strings.TrimSpace(string(b)) == "deny"
 }
 
+// startDir is where processes start unless they say otherwise.
+func (s *Server) startDir() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return cmp.Or(s.dir, s.cfg.Workdir)
+}
+
 func (s *Server) planDir(p *plan) error {
-	p.dir = s.cfg.Workdir
+	p.dir = s.startDir()
 	if p.cmd.Dir != "" {
 		p.dir = p.cmd.Dir
 		if !filepath.IsAbs(p.dir) {
-			p.dir = filepath.Join(s.cfg.Workdir, p.dir)
+			p.dir = filepath.Join(s.startDir(), p.dir)
 		}
 	}
 	if p.cmd.MakeDir {

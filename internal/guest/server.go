@@ -61,6 +61,7 @@ type Server struct {
 
 	mu       sync.Mutex
 	env      map[string]string
+	dir      string // where processes start, if the host said so
 	ready    bool
 	deadline time.Time
 	limits   Limits

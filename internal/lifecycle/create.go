@@ -5,10 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/sandlot-dev/sandlot/internal/engine"
+	"github.com/sandlot-dev/sandlot/internal/guest"
 	"github.com/sandlot-dev/sandlot/internal/sandbox"
 )
 
@@ -61,10 +63,15 @@ func (m *Manager) WaitReady(ctx context.Context, account string, id sandbox.ID) 
 		}
 		return now.State != sandbox.Creating, err
 	})
-	if err == nil && sb.State != sandbox.Running {
-		err = notRunning(sb)
+	if err != nil || sb.State == sandbox.Running {
+		return sb, err
 	}
-	return sb, err
+	if sb.Fault && sb.StartedAt.IsZero() {
+		if err := m.refused(id); err != nil {
+			return sb, err
+		}
+	}
+	return sb, notRunning(sb)
 }
 
 // notRunning says why a sandbox can't be worked with.
@@ -102,6 +109,9 @@ func (k *keeper) create(ctx context.Context, sb sandbox.Sandbox) error {
 		return nil // somebody wants it to stop, or the manager ends: the row says which
 	}
 	k.m.log.Error("a sandbox could not be created", "sandbox", sb.ID, "err", err)
+	if p := (*sandbox.Problem)(nil); errors.As(err, &p) {
+		k.m.refuse(sb.ID, p) // who waits for it hears this
+	}
 	if st, inspectErr := k.inspect(ctx, sb); inspectErr == nil && st.Phase == engine.PhaseGone && st.OOM {
 		return k.outOfMemory(ctx, sb)
 	}
@@ -138,7 +148,7 @@ func (k *keeper) bringUp(ctx context.Context, sb *sandbox.Sandbox) error {
 			return fmt.Errorf("preparing it failed: %w", err)
 		}
 	}
-	return nil
+	return k.startEntrypoint(ctx, c, *sb)
 }
 
 // make asks the engine for the run. A run that another server began may be half made in a way that the engine can't go on
@@ -159,4 +169,41 @@ func (k *keeper) make(ctx context.Context, sb sandbox.Sandbox) ([]byte, error) {
 
 func refOf(sb sandbox.Sandbox) engine.Ref {
 	return engine.Ref{ID: sb.ID, Run: sb.Run, Handle: sb.Handle}
+}
+
+// startEntrypoint starts what the image wants to be started, as one of the sandbox's runs. That it can't be started, or ends, is told and
+// keeps nobody from using the sandbox. A second call finds it started.
+func (k *keeper) startEntrypoint(ctx context.Context, c *guest.Client, sb sandbox.Sandbox) error {
+	settings := sb.Spec.Image.Settings
+	if len(settings.Entrypoint) == 0 {
+		return nil
+	}
+	run := sandbox.Run{
+		ID: sandbox.PrefixRun + strings.TrimPrefix(string(sb.ID), sandbox.PrefixSandbox), Account: sb.Account, Sandbox: sb.ID,
+		Kind: sandbox.RunEntrypoint, Argv: slices.Concat(settings.Entrypoint, settings.Cmd), State: sandbox.RunRunning,
+		StartedAt: time.Now().UTC().Truncate(time.Microsecond),
+	}
+	if _, err := k.m.cfg.Store.Run(ctx, sb.Account, run.ID); err == nil {
+		return nil
+	} else if !errors.Is(err, sandbox.ErrNotFound) {
+		return fmt.Errorf("looking for its entrypoint failed: %w", err)
+	}
+	k.claim(run.ID)
+	if err := k.m.cfg.Store.InsertRun(ctx, run); err != nil {
+		k.unclaim(run.ID)
+		return fmt.Errorf("recording its entrypoint failed: %w", err)
+	}
+	_, err := c.Start(ctx, guest.Command{ID: run.ID, Argv: run.Argv})
+	if e := (*guest.Error)(nil); errors.As(err, &e) {
+		defer k.unclaim(run.ID)
+		k.m.tell(ctx, sb, "entrypoint", "The image's entrypoint could not be started: %s.", strings.TrimSuffix(e.Detail, "."))
+		return k.m.lose(ctx, run.ID, "It was not started. "+e.Detail)
+	}
+	if err != nil {
+		k.unclaim(run.ID)
+		return fmt.Errorf("starting its entrypoint failed: %w", err)
+	}
+	k.m.tell(ctx, sb, "entrypoint", "The image's entrypoint is started as run %s.", run.ID)
+	k.watch(run.ID)
+	return nil
 }

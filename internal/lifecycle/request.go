@@ -57,7 +57,7 @@ var (
 	envName    = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
 	// reservedEnv leads to the server's gateway.
-	reservedEnv = []string{"ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_BASE_URL"}
+	reservedEnv = []string{"ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_BASE_URL", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"}
 
 	// A volume must not hide what a sandbox needs: neither these directories, nor anything below the first ones.
 	systemTrees = []string{"/usr", "/etc", "/proc", "/dev", "/sys", "/run", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/boot",
@@ -71,6 +71,7 @@ func (m *Manager) plan(req Request) (sandbox.Spec, engine.Engine, error) {
 		Image:     req.Image,
 		Volume:    sandbox.Volume{Name: req.Volume},
 		Workdir:   cmp.Or(req.Workdir, "/workspace"),
+		Dir:       req.Workdir,
 		Env:       req.Env,
 		Labels:    req.Labels,
 		CPU:       req.CPU,
@@ -200,7 +201,7 @@ func checkEnv(env map[string]string) error {
 		case !envName.MatchString(name):
 			return sandbox.Invalid("env", "A variable's name is made of letters, digits and _, and doesn't begin with a digit; %.100q isn't.", name)
 		case slices.Contains(reservedEnv, name):
-			return sandbox.Invalid("env", "%s can't be set: it leads to the server's gateway, which holds the key so that the sandbox need not.", name)
+			return sandbox.Invalid("env", "%s can't be set: it leads to the server's gateway, which holds the key and keeps the network policy so that the sandbox need not.", name)
 		case strings.ContainsRune(value, 0) || len(name)+len(value) >= maxEnvValue:
 			return sandbox.Invalid("env", "The value of %.100s holds a NUL byte or is too long; at most %d bytes are allowed.", name, maxEnvValue)
 		}

@@ -104,6 +104,13 @@ func (m *Manager) refuse(id sandbox.ID, err error) {
 		delete(m.refusals, id)
 		return
 	}
+	const most = 1000 // nobody waits for the answer to that many questions
+	for old := range m.refusals {
+		if len(m.refusals) < most {
+			break
+		}
+		delete(m.refusals, old)
+	}
 	m.refusals[id] = err
 }
 

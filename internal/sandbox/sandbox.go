@@ -2,7 +2,11 @@
 // allowed state changes, and the classes of errors. Every other package speaks these words; this one imports none of ours.
 package sandbox
 
-import "time"
+import (
+	"cmp"
+	"path"
+	"time"
+)
 
 // Sandbox is one isolated computer of an account: one row of truth.
 type Sandbox struct {
@@ -31,7 +35,8 @@ type Sandbox struct {
 type Spec struct {
 	Image     Image             `json:"image"`
 	Volume    Volume            `json:"volume"`
-	Workdir   string            `json:"workdir"` // absolute; where the volume is mounted
+	Workdir   string            `json:"workdir"`       // absolute; where the volume is mounted
+	Dir       string            `json:"dir,omitempty"` // where processes start, if its maker said so; see StartDir
 	Env       map[string]string `json:"env,omitempty"`
 	Labels    map[string]string `json:"labels,omitempty"`
 	CPU       float64           `json:"cpu,omitempty"`        // cores; 0 = not limited
@@ -45,6 +50,14 @@ type Spec struct {
 	OpenFiles  int64     `json:"open_files,omitempty"`   // per process; always limited
 	OutputKiBS int64     `json:"output_kib_s,omitempty"` // of all runs together; 0 = not limited
 	LimitedBy  LimitedBy `json:"limited_by,omitzero"`    // as the engine said when the sandbox was admitted
+}
+
+// StartDir is where processes start: where the sandbox's maker wants it, else where the image does, else at the volume.
+func (s Spec) StartDir() string {
+	if dir := s.Image.Settings.Workdir; s.Dir == "" && path.IsAbs(dir) && dir != "/" {
+		return dir
+	}
+	return cmp.Or(s.Dir, s.Workdir)
 }
 
 // Volume is a persistent directory of an account.
@@ -79,6 +92,8 @@ type RunKind string
 const (
 	RunExec   RunKind = "exec"
 	RunClaude RunKind = "claude"
+
+	RunEntrypoint RunKind = "entrypoint" // what the image wants to be started with every sandbox
 )
 
 // RunState says how far a run is, and how it ended. Only an observed end is told as one.

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sandlot-dev/sandlot/internal/engine"
+	"github.com/sandlot-dev/sandlot/internal/netguard"
 	"github.com/sandlot-dev/sandlot/internal/sandbox"
 )
 
@@ -77,7 +78,7 @@ func newNetworks(installation string, subnet netip.Prefix, log *slog.Logger) *ne
 	prefix := devicePrefix + id
 	return &networks{
 		prefix: prefix, subnet: subnet, subnet6: netip.PrefixFrom(netip.AddrFrom16(private), 48), log: log,
-		rules:   ruleset{table: "sandlot_" + id, prefix: prefix, refused: refusedPrefixes()},
+		rules:   ruleset{table: "sandlot_" + id, prefix: prefix, refused: netguard.Refused()},
 		devices: map[string]*device{},
 		// A fresh start each time, so that an address is not soon somebody else's again.
 		next: rand.Uint32(), //nolint:gosec // no secret

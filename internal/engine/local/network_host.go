@@ -9,6 +9,8 @@ import (
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/sandlot-dev/sandlot/internal/netguard"
 )
 
 // uplinkMTU is the greatest size of packet that goes where most go. A device with another would need to learn it packet by packet.
@@ -69,7 +71,7 @@ func globalIPv6() bool {
 	if err != nil {
 		return false
 	}
-	refused := refusedPrefixes()
+	refused := netguard.Refused()
 	return slices.ContainsFunc(addrs, func(a netlink.Addr) bool {
 		ip, ok := netip.AddrFromSlice(a.IP)
 		return ok && a.Flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED|unix.IFA_F_DEPRECATED) == 0 && globalUnicast6.Contains(ip) &&
