@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
@@ -129,4 +130,43 @@ func waitEvent(t *testing.T, s *server, id string, seq int64, kind string) {
 		}
 	}
 	t.Fatalf("no event %s came", kind)
+}
+
+// TestSuspendTurn suspends a sandbox in which Claude is at work. Its call to the model breaks, and it goes on by itself.
+func TestSuspendTurn(t *testing.T) {
+	t.Parallel()
+	s := start(t, options{})
+	sb := create(t, s, api.CreateSandbox{})
+	session := begin(t, s, sb.ID, "slow stream, and then run: echo still here")
+	if _, err := s.Suspend(within(t), sb.ID); err != nil {
+		t.Fatal(err)
+	}
+	if ses, err := s.Session(within(t), session); err != nil || !ses.Busy {
+		t.Errorf("the session is %+v, %v", ses, err)
+	}
+	if _, err := s.Resume(within(t), sb.ID); err != nil {
+		t.Fatal(err)
+	}
+	var u turn
+	for e, err := range s.FollowSession(within(t), session, 0) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.Kind == "line" {
+			u.read(t, e.Data.(json.RawMessage))
+		}
+		if e.Kind == "end" {
+			if !strings.Contains(string(e.Data.(json.RawMessage)), `"exited"`) {
+				t.Errorf("the turn ended as %s", e.Data)
+			}
+			break
+		}
+	}
+	if r := u.find("result", ""); r == nil || r.IsError {
+		t.Errorf("result: %+v", r)
+	}
+	again := prompt(t, s, sb.ID, api.Prompt{Prompt: "How many turns do you remember?", Session: session})
+	if r := again.find("result", ""); r == nil || r.IsError {
+		t.Errorf("the next turn: %+v", r)
+	}
 }
