@@ -178,7 +178,7 @@ func TestBadInputIsRefused(t *testing.T) {
 		{name: "no program", method: "POST", path: live + "/exec?wait=true", body: `{"argv":["nope"]}`, status: 400, code: "no_such_program", location: "body.argv"},
 		{name: "empty argv", method: "POST", path: live + "/exec", body: `{"argv":[]}`, status: 400, code: "invalid_request", location: "body.argv"},
 		{name: "argv is null", method: "POST", path: live + "/exec", body: `{"argv":null}`, status: 400, code: "invalid_request", location: "body.argv"},
-		{name: "bad user", method: "POST", path: live + "/exec", body: `{"argv":["id"],"user":"bob"}`, status: 400, code: "invalid_request", location: "body.user"},
+		{name: "bad user", method: "POST", path: live + "/exec", body: `{"argv":["id"],"user":"` + strings.Repeat("x", 201) + `"}`, status: 400, code: "invalid_request", location: "body.user"},
 		{name: "unknown run", method: "GET", path: live + "/run/run_2", status: 404, code: "not_found"},
 		{name: "run of another sandbox", method: "GET", path: dead + "/run/run_1", status: 404, code: "not_found"},
 		{name: "bad Last-Event-ID", method: "GET", path: live + "/run/run_1/events", header: []string{"Last-Event-ID", "x"}, status: 400, code: "invalid_request", location: "header.Last-Event-ID"},

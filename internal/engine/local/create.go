@@ -136,12 +136,8 @@ func (e *Engine) create(ctx context.Context, en *entry, k string, spec sandbox.S
 		return fmt.Errorf("gVisor could not make it: %w%s", explain(err), e.lastWords(k))
 	}
 	en.made = c
-	// No code of the user has run yet, so limits set now hold from the first instruction.
-	if err := e.cgroups.place(k, spec, c.SandboxPid(), int(c.GoferPid.Load())); err != nil {
-		return fmt.Errorf("limiting it: %w", err)
-	}
-	if err := e.watches.start(k, spec.MemoryMiB, c); err != nil {
-		return fmt.Errorf("limiting its memory: %w", err)
+	if err := e.limit(k, spec, c); err != nil {
+		return err
 	}
 	if err := ctx.Err(); err != nil {
 		return err
@@ -150,6 +146,18 @@ func (e *Engine) create(ctx context.Context, en *entry, k string, spec sandbox.S
 		return fmt.Errorf("gVisor could not start it: %w%s", explain(err), e.lastWords(k))
 	}
 	return e.await(ctx, k, c.SandboxPid())
+}
+
+// limit puts a container that has been made, and not started, under its limits: no code of the user has run yet, so they hold from the first
+// instruction.
+func (e *Engine) limit(k string, spec sandbox.Spec, c *container.Container) error {
+	if err := e.cgroups.place(k, spec, c.SandboxPid(), int(c.GoferPid.Load())); err != nil {
+		return fmt.Errorf("limiting it: %w", err)
+	}
+	if err := e.watches.start(k, spec.MemoryMiB, c); err != nil {
+		return fmt.Errorf("limiting its memory: %w", err)
+	}
+	return nil
 }
 
 type bundle struct {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -168,6 +169,11 @@ func (e *Engine) suspend(ctx context.Context, en *entry, k string) error {
 		if err := e.thaw(ctx, k, c, true); err != nil {
 			return err
 		}
+	}
+	if slices.Contains(e.networks.keys(), k) {
+		// gVisor takes the addresses off a device when it starts, and what it saves has connections through it.
+		return &sandbox.Problem{Class: sandbox.ErrState, Code: "cannot_suspend",
+			Detail: "A sandbox with a network device (network mode open) can't be suspended; it goes on."}
 	}
 	if err := e.roomForImage(k, c); err != nil {
 		return err
@@ -362,9 +368,8 @@ func (e *Engine) restore(ctx context.Context, en *entry, k string, spec sandbox.
 		return errors.Join(cannotResume(err, e.lastWords(k)), e.freeze(ctx, en, k))
 	}
 	en.made = c
-	// As in create: before anything of the user runs.
-	if err := e.cgroups.place(k, spec, c.SandboxPid(), int(c.GoferPid.Load())); err != nil {
-		return errors.Join(fmt.Errorf("limiting it: %w", err), e.freeze(ctx, en, k))
+	if err := e.limit(k, spec, c); err != nil {
+		return errors.Join(err, e.freeze(ctx, en, k))
 	}
 	if err := ctx.Err(); err != nil {
 		return err
