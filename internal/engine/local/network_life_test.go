@@ -66,8 +66,18 @@ func TestNetworkUpdates(t *testing.T) {
 	}
 	for _, mode := range []sandbox.NetworkMode{sandbox.NetworkNone, sandbox.NetworkEgress} {
 		update(mode)
-		if say("two"); reads(live, time.Second) != "" {
+		rx, _, err := e.NetworkUsage(t.Context(), ref)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if say("two" + strings.Repeat(".", 1000)); reads(live, time.Second) != "" {
 			t.Errorf("an open connection goes on with mode %s", mode)
+		}
+		if after, _, err := e.NetworkUsage(t.Context(), ref); err != nil || after-rx > 900 { // the host itself may say something
+			t.Errorf("%d bytes arrive with mode %s, %v", after-rx, mode, err)
+		}
+		if out, code := sh(t, e, ref, guest.UserRoot, "bash -c 'echo secret > /dev/udp/"+public4+"/53'"); code != 0 {
+			t.Error(out)
 		}
 		if out, code := sh(t, e, ref, guest.UserRoot, strings.ReplaceAll(get(public4), "timeout 10", "timeout 1")); code == 0 {
 			t.Errorf("a new connection with mode %s: %q", mode, out)
@@ -81,11 +91,16 @@ func TestNetworkUpdates(t *testing.T) {
 		t.Errorf("a later server connected it: %q", out)
 	}
 	update(sandbox.NetworkOpen)
-	if got := reads(live, time.Minute); !strings.HasPrefix(got, "back two\n") {
+	if got := reads(live, time.Minute); !strings.HasPrefix(got, "back two.") {
 		t.Errorf("connected again, the connection says %q", got)
 	}
 	if out, code := sh(t, e, ref, guest.UserAgent, get(public4)); code != 0 {
 		t.Errorf("connected again: %d %q", code, out)
+	}
+	for _, n := range w.settled(t, lastPacket(t, e, ref)) {
+		if n.to.Port() == 53 {
+			t.Errorf("while it was cut off it reached %s", n.to)
+		}
 	}
 
 	plain := engine.Ref{ID: sandbox.ID(sandbox.NewID(sandbox.PrefixSandbox)), Run: "1"}

@@ -272,9 +272,15 @@ func TestNetworkOfAnEscapedSentry(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	for range 20 {
-		_ = send("10.201.200.1", "10.201.200.2", 5000) // it asks who that is
+	for range 3 {
+		_ = send("10.201.200.1", four.Prev().String(), 5000) // first of all it asks who that is
 	}
+	if err := inNetns(ns, func() error {
+		return ip("neigh replace %s lladdr %s dev eth0", four.Prev(), dev.Attrs().HardwareAddr)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	w.settled(t, last)
 	neighbours, err := netlink.NeighList(dev.Attrs().Index, unix.AF_UNSPEC)
 	if err != nil {
 		t.Fatal(err)
