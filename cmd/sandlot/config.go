@@ -17,6 +17,7 @@ import (
 
 	"github.com/sandlot-dev/sandlot/internal/engine/local"
 	"github.com/sandlot-dev/sandlot/internal/netguard"
+	"github.com/sandlot-dev/sandlot/internal/server"
 )
 
 // config is what the server is told at its start. Each flag has an environment variable of the same name, SANDLOT_…; a
@@ -140,6 +141,11 @@ func (c *config) fill(cmd *cobra.Command, environ []string) error {
 	}
 	if _, _, err := net.SplitHostPort(c.Listen); c.Listen != "" && err != nil {
 		errs = append(errs, fmt.Errorf("--listen: %w; use HOST:PORT, for example 127.0.0.1:8080", err))
+	}
+	if c.PreviewHost != "" {
+		if err := server.CheckPreviewHost(c.PreviewHost); err != nil {
+			errs = append(errs, fmt.Errorf("--preview-host: %w", err))
+		}
 	}
 	base := env["ANTHROPIC_BASE_URL"]
 	if base == "" {

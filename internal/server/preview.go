@@ -98,6 +98,12 @@ func parsePreviewHost(s string) (previewHost, error) {
 	return h, nil
 }
 
+// CheckPreviewHost says what is wrong with a Config.PreviewHost.
+func CheckPreviewHost(host string) error {
+	_, err := parsePreviewHost(host)
+	return err
+}
+
 // below returns the label of a host that is below ours. ok says that it is, whatever the label: nothing else is served there.
 func (h previewHost) below(host string) (label string, ok bool) {
 	return strings.CutSuffix(hostName(host), "."+h.name)
@@ -215,7 +221,7 @@ func (s *Server) createPreview(ctx context.Context, c *call, in *previewInput) (
 	if in.Body.Path != "" {
 		p, err := url.Parse(in.Body.Path)
 		if err != nil || p.Scheme != "" || p.Host != "" || p.User != nil || !strings.HasPrefix(p.Path, "/") {
-			return nil, sandbox.Invalid("path", "must begin with one slash and be fit for a URL")
+			return nil, sandbox.Invalid("body.path", "must begin with one slash and be fit for a URL")
 		}
 		u.Path, u.RawPath, u.RawQuery, u.Fragment, u.RawFragment = p.Path, p.RawPath, p.RawQuery, p.Fragment, p.RawFragment
 	}

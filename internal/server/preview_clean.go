@@ -117,7 +117,7 @@ func cleanRequest(h http.Header, known func(secret string) bool) {
 			user, password, _ := strings.Cut(string(raw), ":")
 			return err == nil && (isKey(user) || isKey(password))
 		}
-		return isKey(secret)
+		return isKey(scheme) || isKey(secret)
 	})
 	for _, name := range []string{"X-Api-Key", "Authorization"} {
 		if len(h[name]) == 0 {

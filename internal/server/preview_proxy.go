@@ -359,10 +359,10 @@ func (p *previews) answered(res *http.Response) error {
 // failed implements httputil.ReverseProxy's ErrorHandler.
 func (p *previews) failed(_ http.ResponseWriter, r *http.Request, err error) {
 	v := visitOf(r.Context())
-	if cause := context.Cause(r.Context()); cause != nil {
+	if broken := v.body.failure(); broken != nil { // which also ends the request's context
+		err = refuse(http.StatusBadRequest, "incomplete_body", "The request's body did not arrive whole.").because(broken)
+	} else if cause := context.Cause(r.Context()); cause != nil {
 		err = cause
-	} else if v.body != nil && v.body.failure() != nil {
-		err = refuse(http.StatusBadRequest, "incomplete_body", "The request's body did not arrive whole.").because(v.body.failure())
 	}
 	p.fail(v, err)
 }
