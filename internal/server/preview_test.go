@@ -535,8 +535,9 @@ func TestPreviewsDontTrustOneAnother(t *testing.T) {
 // TestPreviewOfWhatIsntThere has programs that don't answer as they should.
 func TestPreviewOfWhatIsntThere(t *testing.T) {
 	t.Parallel()
-	s := servertest.New(t, servertest.Config{Change: func(c *server.Config) { c.PreviewTimeout = 300 * time.Millisecond }})
-	sb := create(t, s)
+	patient := servertest.New(t, servertest.Config{})
+	hasty := servertest.New(t, servertest.Config{Change: func(c *server.Config) { c.PreviewTimeout = 300 * time.Millisecond }})
+	sb, other := create(t, patient), create(t, hasty)
 	raw := func(answer string) int {
 		ln, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -580,7 +581,10 @@ func TestPreviewOfWhatIsntThere(t *testing.T) {
 		"a switch unasked": {raw("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n"), 502, "bad_answer", false},
 		"never":            {raw(""), 504, "port_timeout", false},
 	} {
-		v := open(t, s, sb.ID, tt.port)
+		v := open(t, patient, sb.ID, tt.port)
+		if tt.code == "port_timeout" {
+			v = open(t, hasty, other.ID, tt.port)
+		}
 		res := v.ask(t, "GET", "/", "", v.token()...)
 		if res.StatusCode != tt.status || res.code(t) != tt.code || (res.Header.Get("Retry-After") != "") != tt.retry {
 			t.Errorf("%s: %s %s %v", name, res.Status, res.body, res.Header)
@@ -590,6 +594,7 @@ func TestPreviewOfWhatIsntThere(t *testing.T) {
 			t.Errorf("%s: %s %s", name, page.Status, page.body)
 		}
 	}
+	s := patient
 	// Half an answer doesn't look like a whole one.
 	v := open(t, s, sb.ID, raw("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf"))
 	req, err := http.NewRequestWithContext(t.Context(), "GET", s.URL, nil)
