@@ -340,7 +340,7 @@ func (p *previews) rewrite(r *httputil.ProxyRequest) {
 func (p *previews) answered(res *http.Response) error {
 	cleanResponse(res.Header)
 	v := visitOf(res.Request.Context())
-	upgraded := res.StatusCode == http.StatusSwitchingProtocols
+	upgraded := res.StatusCode == http.StatusSwitchingProtocols && v.c.r.Header.Get("Upgrade") != ""
 	if !upgraded && !strings.HasPrefix(res.Header.Get("Content-Type"), api.ContentTypeEvents) {
 		return nil
 	}
