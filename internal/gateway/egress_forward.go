@@ -45,7 +45,7 @@ func (v *visit) tunnel(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	// What was read ahead comes first. Reading on through the server's buffer would end the request's context with the stream.
-	early, err := buffered.Reader.Peek(buffered.Reader.Buffered())
+	early, err := buffered.Peek(buffered.Reader.Buffered())
 	if err != nil {
 		v.conn.Reason = ReasonCut
 		return

@@ -169,7 +169,7 @@ func (p *portConn) Close() error {
 		return nil
 	}
 	_ = p.Stream.Close()                          // always nil; tells the guest, and ends a Write
-	_ = p.Stream.SetReadDeadline(time.Unix(1, 0)) // ends a Read
+	_ = p.SetReadDeadline(time.Unix(1, 0)) // ends a Read
 	p.client.ports.leave(p)
 	return nil
 }
@@ -237,7 +237,7 @@ func (c *portConns) patient(p *portConn) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.over {
-		_ = p.Stream.SetReadDeadline(time.Time{}) // yamux gives up a stream by itself that is closed on our side only
+		_ = p.SetReadDeadline(time.Time{}) // yamux gives up a stream by itself that is closed on our side only
 	}
 	return !c.over
 }
@@ -256,4 +256,4 @@ func (c *portConns) end() {
 // wait returns when nothing settles any more, after the session has ended.
 func (c *portConns) wait() { c.wg.Wait() }
 
-func (c *portConns) interrupt(p *portConn) { _ = p.Stream.SetDeadline(time.Unix(1, 0)) }
+func (c *portConns) interrupt(p *portConn) { _ = p.SetDeadline(time.Unix(1, 0)) }

@@ -74,6 +74,7 @@ func TestGPUSpecification(t *testing.T) {
 	t.Parallel()
 	version := knownDriver()
 	e := &Engine{cfg: Config{Dir: t.TempDir(), Host: gpuHost(t, version, 3), Guest: "/opt/guest/sandlot-guest"}, stage: &stage{dir: "/stage", mounts: map[string]string{"/opt/guest": "/stage/0"}}}
+	e.networks = &networks{reason: "not asked for"}
 	e.openGPUs()
 	if caps := e.Capabilities(); caps.GPUs != 3 || caps.NoGPU != "" {
 		t.Fatalf("there are %d: %s", caps.GPUs, caps.NoGPU)

@@ -139,9 +139,11 @@ func TestNetworkWalls(t *testing.T) {
 	targets = append(targets, hostAddresses(t)...)
 	targets = append(targets, four.String(), six.String(), "::ffff:10.9.9.9", "64:ff9b::a09:909", "fe80::1%eth0", "0.0.0.0")
 	w.settled(t, lastPacket(t, e, ref))
-	before, _, err := e.NetworkUsage(t.Context(), neighbour)
-	if err != nil {
-		t.Fatal(err)
+	// Not by the device: the host itself tells every device now and then which groups it is in.
+	const received = "grep -E '^(Ip|Tcp|Udp):' /proc/net/snmp"
+	before, code := sh(t, e, neighbour, guest.UserRoot, received)
+	if code != 0 || !strings.Contains(before, "Udp:") {
+		t.Fatalf("what the other sandbox received: %d, %q", code, before)
 	}
 	script := ""
 	for _, a := range targets {
@@ -158,8 +160,8 @@ bash -c 'echo attack > /dev/udp/%[1]s/5000' 2>/dev/null
 	for _, n := range w.settled(t, lastPacket(t, e, ref)) {
 		t.Errorf("%s %s was reached from %s", n.server, n.to, n.from)
 	}
-	if after, _, err := e.NetworkUsage(t.Context(), neighbour); err != nil || after != before {
-		t.Errorf("the other sandbox received %d bytes, %v", after-before, err)
+	if after, code := sh(t, e, neighbour, guest.UserRoot, received); code != 0 || after != before {
+		t.Errorf("the other sandbox received something: %d, %q, before %q", code, after, before)
 	}
 
 	for name, program := range map[string]string{
@@ -174,7 +176,7 @@ bash -c 'echo attack > /dev/udp/%[1]s/5000' 2>/dev/null
 			t.Errorf("%s: %d %q", name, code, out)
 		}
 	}
-	if out, code := sh(t, e, ref, guest.UserRoot, "cat /etc/resolv.conf; echo nameserver 6.6.6.6 > /etc/resolv.conf"); code == 0 || !strings.HasPrefix(out, "nameserver "+resolver+"\n") || strings.Contains(out, "corp") {
+	if out, code := sh(t, e, ref, guest.UserRoot, "cat /etc/resolv.conf; echo nameserver 6.6.6.6 > /etc/resolv.conf"); code == 0 || !strings.Contains(out, "nameserver "+resolver+"\n") || strings.Contains(out, "corp") {
 		t.Errorf("resolv.conf: %d %q", code, out)
 	}
 }

@@ -243,7 +243,13 @@ func (w *watchdog) resume(ctx context.Context) error {
 // memoryFile returns the file that is the memory of a sandbox's programs: it is not in what the host counts as its sentry's. The
 // descriptor is of this process alone, so that closing it lets go of the memory.
 func memoryFile(c *container.Container) (*os.File, error) {
-	conn, err := client.ConnectTo(c.Sandbox.GetControlSocketPath())
+	// Through a descriptor: the path may be longer than a socket's address can be.
+	socket, err := unix.Open(c.Sandbox.GetControlSocketPath(), unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("connecting to gVisor: %w", err)
+	}
+	defer unix.Close(socket)
+	conn, err := client.ConnectTo(fmt.Sprintf("/proc/self/fd/%d", socket))
 	if err != nil {
 		return nil, fmt.Errorf("connecting to gVisor: %w", err)
 	}

@@ -98,7 +98,7 @@ func (f *fetch) ask(ctx context.Context) error {
 		}
 		return nil
 	}}
-	resp, err := client.Do(req)
+	resp, err := client.Do(req) //nolint:bodyclose // it is read later, and closed by close
 	if err != nil {
 		return f.failed(reqCtx, err)
 	}
