@@ -169,7 +169,7 @@ func (c cgroups) place(k string, spec sandbox.Spec, pids ...int) error {
 	var placed []string
 	for _, s := range c.settings(spec) {
 		dir := filepath.Join(c.dirs[s.controller], k)
-		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
 		if err := os.WriteFile(filepath.Join(dir, s.file), []byte(s.value), 0); err != nil && !s.optional {
@@ -239,6 +239,13 @@ func (c cgroups) remove(ctx context.Context, k string) error {
 		errs = append(errs, removeCgroup(ctx, filepath.Join(dir, k)))
 	}
 	return errors.Join(errs...)
+}
+
+// close takes our own directories away, unless sandboxes live in them.
+func (c cgroups) close() {
+	for _, dir := range c.dirs {
+		_ = unix.Rmdir(dir) // what is in use stays
+	}
 }
 
 func removeCgroup(ctx context.Context, dir string) error {

@@ -36,7 +36,8 @@ func Examine(dir string) []Finding {
 		add(Fault, "users", "%v", err)
 	case ids.perVolume:
 		add(Fine, "users", "root: each volume and its sandboxes have uids that belong to nobody on this host")
-		c = hostCgroups(installation(dir))
+		c = hostCgroups(installation(dir)) // not the engine's own, which has a directory of its own in dir
+		defer c.close()
 	case ids.single:
 		add(Notable, "users", "rootless with one uid: everything in a sandbox is root there and you on this host; "+
 			"install newuidmap (package uidmap) and give yourself a range in /etc/subuid and /etc/subgid for an ordinary user inside")

@@ -181,6 +181,7 @@ func (e *Engine) Close() error {
 	}
 	e.mu.Unlock()
 	e.watches.close()
+	e.cgroups.close()
 	releaseRuntime()
 	return errors.Join(e.networks.close(), e.netns.Close(), e.stage.close(), e.images.Close())
 }

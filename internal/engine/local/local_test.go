@@ -140,11 +140,10 @@ func workDir(t *testing.T) string {
 
 // TestContract runs the engine's contract on real gVisor, as whoever runs the tests, and counts what is left behind.
 func TestContract(t *testing.T) {
-	before := traces(t)
-	dir := workDir(t)
-	cfg := config(t, dir)
+	cfg := config(t, workDir(t))
+	before := traces(t, cfg.Dir)
 	t.Cleanup(func() {
-		for trace := range traces(t) {
+		for trace := range traces(t, cfg.Dir) {
 			if !before[trace] {
 				t.Errorf("left behind: %s", trace)
 			}
@@ -202,8 +201,8 @@ func pids(t *testing.T) []int {
 	return out
 }
 
-// traces lists what sandboxes could leave on this host: children of this process, mounts, cgroups.
-func traces(t *testing.T) map[string]bool {
+// traces lists what sandboxes of an engine in dir could leave on this host: children of this process, mounts, cgroups.
+func traces(t *testing.T, dir string) map[string]bool {
 	t.Helper()
 	found := map[string]bool{}
 	self := strconv.Itoa(os.Getpid())
@@ -234,8 +233,8 @@ func traces(t *testing.T) map[string]bool {
 			found["threads in "+ns] = true
 		}
 	}
-	for _, pattern := range []string{"/sys/fs/cgroup/sandlot-*/sbx_*", "/sys/fs/cgroup/*/sandlot-*/sbx_*"} {
-		groups, err := filepath.Glob(pattern)
+	for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} { // the engine's own goes with it, if it is empty
+		groups, err := filepath.Glob(pattern + local.Installation(dir))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -244,9 +244,10 @@ func (w *watchdog) resume(ctx context.Context) error {
 // descriptor is of this process alone, so that closing it lets go of the memory.
 func memoryFile(c *container.Container) (*os.File, error) {
 	// Through a descriptor: the path may be longer than a socket's address can be.
-	socket, err := unix.Open(c.Sandbox.GetControlSocketPath(), unix.O_PATH|unix.O_CLOEXEC, 0)
+	path := c.Sandbox.GetControlSocketPath()
+	socket, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
 	if err != nil {
-		return nil, fmt.Errorf("connecting to gVisor: %w", err)
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
 	defer unix.Close(socket)
 	conn, err := client.ConnectTo(fmt.Sprintf("/proc/self/fd/%d", socket))

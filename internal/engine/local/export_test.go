@@ -1,0 +1,4 @@
+package local
+
+// Installation is exported for tests.
+var Installation = installation
