@@ -31,15 +31,16 @@ type shop struct {
 
 func newShop(t *testing.T) *shop {
 	t.Helper()
-	before := traces(t)
+	dir := workDir(t)
+	home := filepath.Join(dir, "local")
+	before := traces(t, home)
 	t.Cleanup(func() {
-		for trace := range traces(t) {
+		for trace := range traces(t, home) {
 			if !before[trace] {
 				t.Errorf("left behind: %s", trace)
 			}
 		}
 	})
-	dir := workDir(t)
 	s := &shop{reg: imagetest.NewRegistry(t), glibcL: imagetest.Glibc(t), busybxL: imagetest.Busybox(t), dir: dir}
 	s.glibc = s.reg.Push(t, "glibc:1", imagetest.Image(t, nil, s.glibcL))
 	s.busybox = s.reg.Push(t, "busybox:1", imagetest.Image(t, func(c *v1.Config) {
