@@ -372,9 +372,17 @@ func (s *Server) setup(in Setup) error {
 	if err := s.nursery.limit(in.Limits); err != nil {
 		return err
 	}
+	if in.Dir != "" {
+		if !filepath.IsAbs(in.Dir) {
+			return refuse("bad_dir", "dir", "%q is not absolute", in.Dir)
+		}
+		if err := os.MkdirAll(in.Dir, 0o755); err != nil {
+			s.log.Warn("processes start in a directory that can't be made", "err", err) // each of them will say so
+		}
+	}
 	s.output.set(in.Limits.Output)
 	s.mu.Lock()
-	s.env, s.ready, s.limits = in.Env, true, in.Limits
+	s.env, s.dir, s.ready, s.limits = in.Env, in.Dir, true, in.Limits
 	if !in.Deadline.IsZero() {
 		s.deadline = in.Deadline
 	}

@@ -2,18 +2,20 @@ package local
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"gvisor.dev/gvisor/runsc/container"
 
 	"github.com/sandlot-dev/sandlot/internal/engine"
-	"github.com/sandlot-dev/sandlot/internal/guest"
 	"github.com/sandlot-dev/sandlot/internal/image"
 	"github.com/sandlot-dev/sandlot/internal/image/build"
 	"github.com/sandlot-dev/sandlot/internal/image/rootfs"
@@ -220,7 +222,7 @@ func (e *Engine) Snapshot(ctx context.Context, ref engine.Ref, spec sandbox.Spec
 		return engine.Prepared{}, err
 	}
 	defer release()
-	layer, err := e.changes(ctx, en, k, spec)
+	layer, err := e.changes(ctx, en, k)
 	if err != nil {
 		return engine.Prepared{}, fmt.Errorf("taking a snapshot of %s: %w", k, err)
 	}
@@ -237,7 +239,7 @@ func (e *Engine) Snapshot(ctx context.Context, ref engine.Ref, spec sandbox.Spec
 }
 
 // changes returns what a running sandbox has changed of its root, as a layer.
-func (e *Engine) changes(ctx context.Context, en *entry, k string, spec sandbox.Spec) (io.ReadCloser, error) {
+func (e *Engine) changes(ctx context.Context, en *entry, k string) (io.ReadCloser, error) {
 	c := en.made
 	if c == nil {
 		var err error
@@ -261,8 +263,12 @@ func (e *Engine) changes(ctx context.Context, en *entry, k string, spec sandbox.
 	if _, err := upper.Seek(0, io.SeekStart); err != nil {
 		return nil, errors.Join(err, upper.Close())
 	}
+	mounted, err := mountedIn(filepath.Join(e.sandboxDir(k), "bundle"))
+	if err != nil {
+		return nil, errors.Join(err, upper.Close())
+	}
 	r, w := io.Pipe()
-	go func() { w.CloseWithError(rootfs.FromUpper(upper, w, ours(spec))) }()
+	go func() { w.CloseWithError(rootfs.FromUpper(upper, w, ours(mounted))) }()
 	return &layerOf{r, upper}, nil
 }
 
@@ -275,21 +281,34 @@ type layerOf struct {
 // Close ends the making.
 func (l *layerOf) Close() error { return errors.Join(l.PipeReader.Close(), l.from.Close()) }
 
-// ours tells which paths of a writable layer are there because of us: places of mounts, and what is written at each start.
-func ours(spec sandbox.Spec) func(string) bool {
-	trees := []string{"proc", "dev", "sys", "run/sandlot", guest.StateDir[1:], "opt/sandlot"}
-	if spec.Volume.ID != "" {
-		trees = append(trees, spec.Workdir[1:])
+// mountedIn returns where a sandbox has mounts, by its bundle.
+func mountedIn(bundle string) ([]string, error) {
+	data, err := os.ReadFile(filepath.Join(bundle, "config.json"))
+	if err != nil {
+		return nil, err
 	}
-	files := map[string]bool{"etc/hosts": true, "etc/hostname": true, "etc/resolv.conf": true}
+	var spec struct {
+		Mounts []struct {
+			Destination string `json:"destination"`
+		} `json:"mounts"`
+	}
+	if err := json.Unmarshal(data, &spec); err != nil {
+		return nil, fmt.Errorf("reading what is mounted: %w", err)
+	}
+	var places []string
+	for _, m := range spec.Mounts {
+		places = append(places, filepath.Clean(m.Destination))
+	}
+	return places, nil
+}
+
+// ours tells which paths of a writable layer are there because of us: places of mounts, and what is written at each start.
+func ours(mounted []string) func(string) bool {
+	files := map[string]bool{"/etc/hosts": true, "/etc/hostname": true, "/etc/resolv.conf": true}
+	trees := append([]string{"/opt/sandlot", "/run/sandlot"}, mounted...)
 	return func(path string) bool {
-		path = filepath.Clean("/" + path)[1:]
-		for _, t := range trees {
-			if path == t || len(path) > len(t) && path[:len(t)] == t && path[len(t)] == '/' {
-				return true
-			}
-		}
-		return files[path]
+		path = filepath.Clean("/" + path)
+		return files[path] || slices.ContainsFunc(trees, func(t string) bool { return path == t || strings.HasPrefix(path, t+"/") })
 	}
 }
 

@@ -191,6 +191,9 @@ func TestDockerfileCommandsRun(t *testing.T) {
 	sp := spec()
 	sp.Image = p.Image
 	_, c := s.start(t, sp)
+	if out := tell(t, c, "", "HOME=/tmp /opt/sandlot/claude/bin/claude --version || test ! -e /opt/sandlot/claude"); os.Getenv("SANDLOT_TEST_CLAUDE") != "" && !strings.Contains(out, "Claude Code") {
+		t.Errorf("the CLI in a built image says %q", out)
+	}
 	if got := tell(t, c, "root", "cat /app/greeting /app/length; stat -c '%a %u' /app/greeting /usr/local/bin/busybox; ls /etc/nsswitch.conf /proc/1/x 2>/dev/null; echo $(whoami)"); got !=
 		"hello world\n15\n640 0\n755 1000\nroot" && !s.Capabilities().AgentIsRoot {
 		t.Errorf("the image holds %q", got)

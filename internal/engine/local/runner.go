@@ -158,7 +158,7 @@ func (r runner) Run(ctx context.Context, step build.Step) (_ io.ReadCloser, err 
 		return nil, err
 	}
 	defer release()
-	return r.e.changes(ctx, en, k, spec)
+	return r.e.changes(ctx, en, k)
 }
 
 func (e *Engine) setBuilding(k string, is bool) {
