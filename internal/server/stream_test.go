@@ -331,6 +331,7 @@ func TestPromptStreamsTheCLIsLines(t *testing.T) {
 		"failed":   {sandbox.Run{State: sandbox.RunExited, ExitCode: &seven}, "run_failed"},
 		"signaled": {sandbox.Run{State: sandbox.RunSignaled, Signal: "SIGINT"}, "run_signaled"},
 		"timeout":  {sandbox.Run{State: sandbox.RunTimeout}, "run_timeout"},
+		"oom":      {sandbox.Run{State: sandbox.RunOOM, Signal: "SIGKILL"}, "run_oom"},
 		"lost":     {sandbox.Run{State: sandbox.RunLost, Reason: "the sandbox ended."}, "run_lost"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -84,6 +84,10 @@ func TestRefusalsOfTheManager(t *testing.T) {
 		"no such engine":  {api.CreateSandbox{Engine: "steam"}, "body.engine"},
 		"no such network": {api.CreateSandbox{Network: &api.Network{Mode: "wild"}}, "body.network.mode"},
 		"too long":        {api.CreateSandbox{TimeoutS: 1 << 60}, "body.timeout_s"},
+		"few processes":   {api.CreateSandbox{PIDs: 1}, "body.pids"},
+		"few files":       {api.CreateSandbox{OpenFiles: 1}, "body.open_files"},
+		"much output":     {api.CreateSandbox{OutputKiBS: 1 << 40}, "body.output_kib_s"},
+		"a GPU":           {api.CreateSandbox{GPU: "1"}, "body.gpu"},
 		"relative":        {api.CreateSandbox{Workdir: "here"}, "body.workdir"},
 		"bad volume":      {api.CreateSandbox{Volume: "../x"}, "body.volume"},
 	} {

@@ -178,6 +178,7 @@ test("how a turn ended is never more than what was seen", () => {
   assert.equal(end(null, { exit_code: 3 }), "failed");
   assert.equal(end(null, { state: "lost", exit_code: null }), "lost");
   assert.equal(end(null, { state: "timeout", exit_code: null }), "timeout");
+  assert.equal(end(null, { state: "oom", signal: "SIGKILL", exit_code: null }), "oom");
   assert.equal(end(null, { state: "signaled", signal: "SIGTERM", exit_code: null }), "signaled");
   assert.equal(end(null, { state: "signaled", signal: "SIGINT", exit_code: null }), "interrupted");
   assert.equal(end({ terminal_reason: "aborted_tools" }, {}), "interrupted");
