@@ -117,7 +117,7 @@ const (
 	memorySeldom  = 250 * time.Millisecond
 	memoryOften   = 10 * time.Millisecond
 	fillRate      = 2 << 30 // bytes per second
-	memoryRelease = time.Second
+	memoryRelease = 5 * time.Second
 )
 
 // memoryUsed returns how much of the sandbox's memory its programs use, files that can be read again aside.
@@ -179,7 +179,7 @@ func (s *Server) watchMemory() {
 		}
 		wait := memorySeldom
 		if n >= limit && s.freeMemory() {
-			n = s.awaitMemory(used, limit)
+			n = s.awaitMemory(used, n, limit)
 		}
 		if n < limit {
 			wait = time.Duration(float64(limit-n) / fillRate * float64(time.Second))
@@ -188,15 +188,16 @@ func (s *Server) watchMemory() {
 	}
 }
 
-// awaitMemory waits for what was killed to give its memory back, so that no second one is killed for it: for as long as the use falls.
-func (s *Server) awaitMemory(used func() (int64, error), limit int64) int64 {
+// awaitMemory waits for what was killed to give its memory back, so that no second one is killed for it. That may take seconds on a busy
+// machine; but if the use still grows from what it was then, somebody else is filling the memory.
+func (s *Server) awaitMemory(used func() (int64, error), then, limit int64) int64 {
 	least := int64(math.MaxInt64)
 	for late := time.Now().Add(memoryRelease); ; {
 		n, err := used()
 		if n < least {
 			least, late = n, time.Now().Add(memoryRelease)
 		}
-		if err != nil || n < limit || time.Now().After(late) {
+		if err != nil || n < limit || n > then+limit/20 || time.Now().After(late) {
 			return n
 		}
 		select {
