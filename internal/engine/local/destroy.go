@@ -43,7 +43,7 @@ func (e *Engine) destroy(ctx context.Context, en *entry, k string) error {
 	if err := e.stop(ctx, en, k); err != nil {
 		return err
 	}
-	return os.RemoveAll(e.sandboxDir(k)) // last: it is the label
+	return removeTree(e.sandboxDir(k)) // last: it is the label
 }
 
 // stop frees whatever there is of a run but its directory.
