@@ -47,8 +47,8 @@ func (e *Engine) linkRoot(ctx context.Context, k string, spec sandbox.Spec, name
 		return nil, fmt.Errorf("reading the image: %w", err)
 	}
 	defer root.Close()
-	if fi, err := root.Stat(spec.Workdir); err == nil && !fi.IsDir() {
-		return nil, sandbox.Invalid("workdir", "%s is a file in the image; a volume can be mounted only at a directory", spec.Workdir)
+	if err := e.checkPlaces(root, spec); err != nil {
+		return nil, err
 	}
 	var mounts []Mount
 	if img.Config.Labels[hostLabel] != "" {

@@ -1,0 +1,49 @@
+package local
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"path/filepath"
+	"testing"
+
+	"github.com/sandlot-dev/sandlot/internal/image/imagetest"
+	"github.com/sandlot-dev/sandlot/internal/image/rootfs"
+)
+
+// TestResolvePlace follows the links of an image as the kernel does.
+func TestResolvePlace(t *testing.T) {
+	t.Parallel()
+	link := func(name, target string) imagetest.File { return imagetest.File{Name: name, Link: target} }
+	dir := func(name string) imagetest.File { return imagetest.File{Name: name, Mode: fs.ModeDir | 0o755} }
+	layer := imagetest.Layer(t, dir("var"), dir("var/opt"), dir("a"), dir("a/b"), imagetest.File{Name: "file", Mode: 0o644},
+		link("opt", "var/opt"), link("abs", "/a/b"), link("up", "../../../a"), link("chain", "abs/../b"), link("nowhere", "/none"), link("half", "a/none/x"),
+		link("loop", "loop"), link("to-file", "file"), link("a/rel", "b"), link("root", "/"), link("var/deep", "nothing"))
+	name := filepath.Join(t.TempDir(), "image")
+	open := func(context.Context) (io.ReadCloser, error) { return layer.Uncompressed() }
+	if _, err := rootfs.Write(t.Context(), name, []rootfs.Layer{open}, rootfs.Limits{}); err != nil {
+		t.Fatal(err)
+	}
+	root, err := rootfs.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	for in, want := range map[string]string{
+		"/a": "/a", "/a/b": "/a/b", "/new": "/new", "/new/x/y": "/new/x/y", "/opt": "/var/opt", "/opt/sandlot/claude": "/var/opt/sandlot/claude", "/abs/new": "/a/b/new",
+		"/up/b": "/a/b", "/chain": "/a/b", "/chain/x": "/a/b/x", "/a/rel": "/a/b", "/a/rel/n": "/a/b/n", "/root": "/", "/root/a": "/a", "/": "/",
+	} {
+		if got, err := resolvePlace(root, in); err != nil || got != want {
+			t.Errorf("%s leads to %q, %v, want %q", in, got, err, want)
+		}
+	}
+	for in, want := range map[string]error{
+		"/nowhere": errNowhere, "/nowhere/x": errNowhere, "/half": errNowhere, "/half/y": errNowhere, "/loop": errNowhere, "/loop/x": errNowhere, "/var/deep": errNowhere,
+		"/file": errNoDirectory, "/file/x": errNoDirectory, "/to-file": errNoDirectory,
+	} {
+		if got, err := resolvePlace(root, in); !errors.Is(err, want) {
+			t.Errorf("%s leads to %q, %v, want %v", in, got, err, want)
+		}
+	}
+}
