@@ -280,9 +280,10 @@ func TestContractRootless(t *testing.T) {
 			}
 			cfg := config(t, dir)
 			self := copyFile(t, "/proc/self/exe", filepath.Join(dir, "local.test"))
-			cmd := exec.CommandContext(t.Context(), self, "-test.run=^Test(Contract$|Socket|Orphans|Files|CPU|Suspend)", "-test.v")
+			cmd := exec.CommandContext(t.Context(), self, "-test.run=^Test(Contract$|Socket|Orphans|Files|CPU|Suspend|Wall)", "-test.v")
 			cmd.Dir = home
-			cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "TMPDIR=" + home, guestEnv + "=" + cfg.Guest, runtimeEnv + "=" + cfg.Runtime, childEnv + "=" + name}
+			cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "TMPDIR=" + home, guestEnv + "=" + cfg.Guest, runtimeEnv + "=" + cfg.Runtime, childEnv + "=" + name,
+				climbEnv + "=" + climber(t, dir)}
 			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: gid}}
 			cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 			out, err := cmd.CombinedOutput()

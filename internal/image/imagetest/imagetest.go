@@ -76,6 +76,11 @@ func Layer(t testing.TB, files ...File) v1.Layer {
 			h.Typeflag, h.Name = tar.TypeDir, strings.TrimSuffix(f.Name, "/")+"/"
 		case f.Link != "":
 			h.Typeflag, h.Linkname = tar.TypeSymlink, f.Link
+		case f.Mode&fs.ModeNamedPipe != 0:
+			h.Typeflag = tar.TypeFifo
+		}
+		if f.Mode&fs.ModeSetuid != 0 {
+			h.Mode |= 0o4000
 		}
 		if f.Mode&fs.ModeSticky != 0 {
 			h.Mode |= 0o1000
