@@ -5,10 +5,18 @@ import * as local from "./local.js";
 import * as outbox from "./outbox.js";
 import * as store from "./store.js";
 import { go } from "./router.js";
+import { optionsOf } from "./wish.js";
+
+// asked remembers while this page lives what each sandbox was made from: the server doesn't give environments back.
+const asked = new Map();
+
+// askedOf is what makes another sandbox with the same settings as sb.
+export const askedOf = (sb) => asked.get(sb.id) || optionsOf(sb);
 
 // newSandbox creates a sandbox and shows how it comes to be. With a text, that becomes its first message, sent once it runs.
 export async function newSandbox(options = {}, { text = "", mode = "" } = {}) {
   const sb = store.keepSandbox(await api.createSandbox(options));
+  asked.set(sb.id, options);
   if (text) outbox.put({ text, sandbox: sb.id, mode });
   go(`/sandbox/${sb.id}`);
   return sb;
@@ -25,18 +33,7 @@ export const live = (sb) => Boolean(sb) && ["creating", "running", "suspending",
 
 // continueSession makes a new sandbox like the old one, on the same volume, and lets the session go on in it.
 export async function continueSession(session, old) {
-  const options = { volume: old.volume, workdir: old.workdir, timeout_s: old.timeout_s, disk_mib: old.disk_mib };
-  const limits = old.limits || {};
-  for (const [field, limit] of [["pids", limits.pids], ["open_files", limits.open_files], ["output_kib_s", limits.output]]) {
-    if (limit && limit.value) options[field] = limit.value;
-  }
-  if (old.name) options.name = old.name;
-  if (old.engine) options.engine = old.engine;
-  if (old.image && old.image.registry) options.image = old.image;
-  if (old.cpu) options.cpu = old.cpu;
-  if (old.gpu) options.gpu = old.gpu;
-  if (old.memory_mib) options.memory_mib = old.memory_mib;
-  if (old.labels && Object.keys(old.labels).length) options.labels = old.labels;
+  const options = optionsOf(old);
   const sb = store.keepSandbox(await api.createSandbox(options));
   local.set(`next.${session.id}`, sb.id);
   outbox.redirect(session.id, sb.id);
@@ -56,6 +53,9 @@ export async function terminate(id) {
 // suspend and resume answer when it is done; meanwhile the event stream tells the state.
 export const suspend = async (id) => store.keepSandbox(await api.suspend(id));
 export const resume = async (id) => store.keepSandbox(await api.resume(id));
+
+// change alters a live sandbox: {name, network, timeout_s}.
+export const change = async (id, what) => store.keepSandbox(await api.update(id, what));
 
 export async function signOut() {
   try {

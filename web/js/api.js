@@ -1,5 +1,7 @@
 // The server's API: one function per call, one kind of error. Authentication is the session's cookie.
 
+import { parser } from "./sse.js";
+
 // Problem is every failure: the server's problem document, or what we know when there was no answer. `fatal` says that
 // the same request won't do better later.
 export class Problem extends Error {
@@ -89,8 +91,74 @@ export const interrupt = (id) => json("POST", `/session/${q(id)}/interrupt`);
 export const sessionEvents = (id, after, signal) => json("GET", `/session/${q(id)}/events?after=${after}&limit=5000`, undefined, { signal });
 export const sessionStream = (id, after) => `/session/${q(id)}/events?after=${after}&follow=true`;
 
-// events are what happened to one sandbox.
-export const events = (sandboxID, after = 0) => json("GET", `/event?sandbox=${q(sandboxID)}&after=${after}`);
+export const update = (id, change) => json("PATCH", `/sandbox/${q(id)}`, change);
+export const snapshot = (id, name) => json("POST", `/sandbox/${q(id)}/snapshot`, name ? { name } : {});
+export const ports = (id) => json("GET", `/sandbox/${q(id)}/port`);
+export const preview = (id, port) => json("POST", `/sandbox/${q(id)}/preview`, { port });
+
+export const images = () => json("GET", "/image");
+export const image = (id) => json("GET", `/image/${q(id)}`);
+export const deleteImage = (id) => json("DELETE", `/image/${q(id)}`);
+export const exportPath = (id, format) => `/image/${q(id)}/export?format=${format}`;
+export const secrets = () => json("GET", "/secret");
+export const putSecret = (name, values) => json("PUT", `/secret/${q(name)}`, { values });
+export const deleteSecret = (name) => json("DELETE", `/secret/${q(name)}`);
+
+// makeImage pulls or builds an image and resolves to it. onProgress hears how it goes. Who leaves doesn't stop it.
+export async function makeImage(body, onProgress) {
+  const response = await request("/image", { method: "POST", headers: { "Content-Type": "application/json", Accept: "text/event-stream" }, body: JSON.stringify(body) });
+  let made = null;
+  let failed = null;
+  const feed = parser((e) => {
+    if (e.event === "progress") onProgress(JSON.parse(e.data));
+    else if (e.event === "image") made = JSON.parse(e.data);
+    else if (e.event === "error") failed = new Problem(JSON.parse(e.data));
+  });
+  const reader = response.body.getReader();
+  const decoder = new TextDecoder();
+  try {
+    for (let r = await reader.read(); !r.done; r = await reader.read()) feed(decoder.decode(r.value, { stream: true }));
+  } catch {
+    // Told below: nothing was said of how it ended.
+  }
+  if (failed) throw failed;
+  if (!made) throw new Problem({ code: "network", title: "Connection lost", detail: "The connection broke while the image was being made. It goes on; the same request joins it.", retryable: true });
+  return made;
+}
+
+// importImage sends an archive and resolves to the images in it. onProgress hears how much was sent; fetch can't tell that.
+export function importImage(file, name, onProgress) {
+  return new Promise((resolve, reject) => {
+    const x = new XMLHttpRequest();
+    x.open("POST", `/image/import${name ? `?name=${q(name)}` : ""}`);
+    x.setRequestHeader("Content-Type", "application/x-tar");
+    x.responseType = "json";
+    x.upload.onprogress = (e) => onProgress(e.loaded, file.size);
+    x.onload = () => {
+      if (x.status < 300) {
+        resolve((x.response && x.response.images) || []);
+        return;
+      }
+      const problem = new Problem({ title: x.statusText, detail: `The server answered ${x.status} ${x.statusText}.`, code: `http_${x.status}`, ...x.response, status: x.status });
+      if (x.status === 401) signedOut(problem);
+      reject(problem);
+    };
+    x.onerror = () => reject(new Problem({ code: "network", title: "Connection lost", detail: "The connection broke before the whole file was sent. Try it again.", retryable: true }));
+    x.send(file);
+  });
+}
+
+// events are what happened to one sandbox, a page of it; allEvents is all of it: a build may write thousands of lines.
+export const events = (sandboxID, after = 0) => json("GET", `/event?sandbox=${q(sandboxID)}&after=${after}&limit=500`);
+export async function allEvents(sandboxID) {
+  const all = [];
+  for (let more = true; more; ) {
+    const page = await events(sandboxID, all.length ? all[all.length - 1].seq : 0);
+    all.push(...(page.events || []));
+    more = page.more && (page.events || []).length > 0;
+  }
+  return all;
+}
 export const eventStream = (after) => (after ? `/event?after=${after}` : "/event");
 
 // prompt starts a turn and returns its session's ID. The turn belongs to the server: we let go of the answer's body and

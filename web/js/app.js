@@ -4,23 +4,26 @@ import { Component, effect, html, render, useEffect } from "./lib.js";
 import * as api from "./api.js";
 import * as outbox from "./outbox.js";
 import * as store from "./store.js";
-import { copy, newSandbox } from "./actions.js";
+import { copy } from "./actions.js";
+import { nameOf } from "./catalog.js";
 import { go, route, start as startRouter } from "./router.js";
 import { clip } from "./format.js";
 import { Dialog, ProblemNotice } from "./components/bits.js";
 import { Frame } from "./components/frame.js";
 import { Home } from "./routes/home.js";
+import { Image, Images } from "./routes/images.js";
 import { Lost } from "./routes/lost.js";
 import { New } from "./routes/new.js";
 import { Sandbox } from "./routes/sandbox.js";
 import { Sandboxes } from "./routes/sandboxes.js";
+import { Secrets } from "./routes/secrets.js";
 import { Session } from "./routes/session.js";
 import { Sessions } from "./routes/sessions.js";
 import { SignIn } from "./routes/signin.js";
 
 const KEYS = [
-  ["N", "New session"], ["C", "New sandbox"], ["G then S", "Sessions"], ["G then B", "Sandboxes"], ["[ and ]", "Question before, after"],
-  ["Esc", "Stop Claude"], ["Enter", "Send; while Claude works: queue"], ["⇧ Enter", "New line"], ["↑ in an empty field", "Edit the queued message"], ["?", "This list"],
+  ["N", "New session"], ["C", "New sandbox, with options"], ["G then S", "Sessions"], ["G then B", "Sandboxes"], ["G then I", "Images"], ["[ and ]", "Question before, after"],
+  ["Esc", "Stop Claude"], ["Enter", "Send; while Claude works: queue"], ["⇧ Enter", "New line"], ["↑ in an empty field", "Edit the queued message"], ["⌘ Enter, Ctrl Enter", "Send a form"], ["?", "This list"],
 ];
 
 function title(r) {
@@ -38,6 +41,12 @@ function title(r) {
         return "Sandboxes";
       case "sessions":
         return "Sessions";
+      case "images":
+        return "Images";
+      case "image":
+        return nameOf(r.id) || "Image";
+      case "secrets":
+        return "Secrets";
       case "new":
         return "New session";
       case "signin":
@@ -75,6 +84,12 @@ function Page() {
       return html`<${Sandboxes} />`;
     case "sandbox":
       return html`<${Sandbox} key=${r.id} id=${r.id} />`;
+    case "images":
+      return html`<${Images} />`;
+    case "image":
+      return html`<${Image} key=${r.id} id=${r.id} />`;
+    case "secrets":
+      return html`<${Secrets} />`;
     default:
       return html`<${Lost} />`;
   }
@@ -120,18 +135,14 @@ class App extends Component {
   key(e) {
     if (e.defaultPrevented || e.ctrlKey || e.metaKey || e.altKey || e.isComposing || !store.me.value || store.signedOut.value) return;
     if (/^(INPUT|TEXTAREA|SELECT)$/.test(e.target.tagName) || e.target.isContentEditable || document.querySelector("dialog[open]")) return;
-    const act = this.pending === "g" ? { s: () => go("/sessions"), b: () => go("/sandboxes") }[e.key] : { n: () => go("/new"), c: () => this.create(), "?": () => this.setState({ keys: true }) }[e.key];
+    const act = this.pending === "g" ? { s: () => go("/sessions"), b: () => go("/sandboxes"), i: () => go("/images") }[e.key] : { n: () => go("/new"), c: () => go("/sandboxes?new"), "?": () => this.setState({ keys: true }) }[e.key];
     this.pending = this.pending === "g" ? "" : e.key === "g" ? "g" : "";
     if (!act) return;
     e.preventDefault();
     act();
   }
 
-  create() {
-    newSandbox().catch((problem) => this.setState({ failed: problem }));
-  }
-
-  render(_, { ready, problem, keys, broken, failed }) {
+  render(_, { ready, problem, keys, broken }) {
     const r = route.value;
     if (broken) {
       return html`<main class="page"><div class="hello"><${ProblemNotice} title="This page has a fault of its own." problem=${{ detail: `${broken.message || broken}. What you typed is kept; reload to go on.`, code: "ui_fault" }}
@@ -142,7 +153,6 @@ class App extends Component {
     }
     if (r.name === "signin" || !store.me.value) return html`<${SignIn} onDone=${async () => { await store.enter(); go(this.next || "/", { replace: true }); }} />`;
     return html`<${Frame}><${Page} /></${Frame}>
-      ${failed && html`<${Dialog} title="The sandbox could not be created." onClose=${() => this.setState({ failed: null })} acts=${html`<button type="button" class="btn" onClick=${() => this.setState({ failed: null })}>Close</button>`}><${ProblemNotice} title="The server refused." problem=${failed} /></${Dialog}>`}
       ${keys && html`<${Dialog} title="Keys" onClose=${() => this.setState({ keys: false })} acts=${html`<button type="button" class="btn" onClick=${() => this.setState({ keys: false })}>Close</button>`}>
         <dl class="facts">${KEYS.map(([k, v]) => html`<div key=${k}><dt><kbd>${k}</kbd></dt><dd>${v}</dd></div>`)}</dl></${Dialog}>`}`;
   }

@@ -9,6 +9,9 @@ const ROUTES = [
   ["session", /^\/session\/(ses_[^/]+)$/],
   ["sandboxes", /^\/sandboxes$/],
   ["sandbox", /^\/sandbox\/(sbx_[^/]+)$/],
+  ["images", /^\/images?$/],
+  ["image", /^\/images?\/(img_[^/]+)$/],
+  ["secrets", /^\/secrets?$/],
   ["signin", /^\/signin$/],
 ];
 

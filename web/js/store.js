@@ -120,7 +120,8 @@ export function startEvents() {
       const seq = Number(e.id ?? data.seq) || 0;
       if (seq && seq <= lastSeq) return;
       if (seq) lastSeq = seq;
-      refresh(data.sandbox);
+      // The lines of a build are many, and change nothing of the sandbox.
+      if (data.kind !== "image" && data.kind !== "build") refresh(data.sandbox);
       for (const l of listeners) l({ ...data, seq });
     },
   });

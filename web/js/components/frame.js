@@ -14,9 +14,11 @@ import { KeyForm } from "./keyform.js";
 export function sessionMark(s, t) {
   const sb = nextSandbox(s);
   const where = sb ? sb.name : "";
-  if (s.busy) return { dot: "run", word: "Working", sub: `Working · ${where || "sandbox"}` };
+  const asleep = sb && ["suspending", "suspended", "resuming"].includes(sb.state);
+  if (s.busy && !asleep) return { dot: "run", word: "Working", sub: `Working · ${where || "sandbox"}` };
   if (outbox.forSession(s.id).some((e) => !e.problem)) return { dot: "busy", word: "Waiting to be sent", sub: `Message waits · ${where}` };
   if (sb && sb.state === "creating") return { dot: "busy", word: "Its sandbox is being created", sub: `Creating ${where}` };
+  if (sb && sb.state === "suspended") return { dot: "idle", word: "Its sandbox is suspended", sub: `Suspended · ${where}` };
   if (live(sb)) return { dot: "idle", word: "Idle", sub: `Done ${ago(s.updated_at, t)} · ${where}` };
   if (sb && sb.state === "error") return { dot: "bad", word: "Its sandbox failed", sub: `Sandbox failed · ${where}` };
   return { dot: "off", word: "Ended", sub: `Ended · ${plural(s.turns, "turn")}` };
@@ -81,11 +83,12 @@ export function Account() {
 function Sidebar() {
   const here = route.value.name;
   const alive = (store.sandboxes.value || []).filter(live).length;
+  const link = (href, icon, words, on, n) => html`<a href=${href} class=${on ? "on" : ""} aria-current=${here === href.slice(1) ? "page" : undefined} title=${words}><${Icon} name=${icon} /><span class="lab">${words}</span>${n > 0 && html`<span class="num">${n}</span>`}</a>`;
   return html`<nav class="side" aria-label="Main">
     <a class="brand" href="/sandboxes" title="Sandlot"><${Mark} />Sandlot</a>
     <a class="btn new" href="/new" aria-current=${here === "new" ? "page" : undefined}><${Icon} name="plus" /><span class="lab">New session</span><kbd>N</kbd></a>
     <${SessionList} />
-    <div class="foot"><div class="nav"><a href="/sandboxes" class=${here === "sandboxes" || here === "sandbox" ? "on" : ""} aria-current=${here === "sandboxes" ? "page" : undefined}><${Icon} name="box" /><span class="lab">Sandboxes</span>${alive > 0 && html`<span class="num">${alive}</span>`}</a></div>
+    <div class="foot"><div class="nav">${link("/sandboxes", "box", "Sandboxes", here === "sandboxes" || here === "sandbox", alive)}${link("/images", "layers", "Images", here === "images" || here === "image")}${link("/secrets", "key", "Secrets", here === "secrets")}</div>
       <${Account} /></div>
   </nav>`;
 }
@@ -112,7 +115,7 @@ function Tabs() {
   const tab = (href, icon, words, on) => html`<a href=${href} class=${on ? "on" : ""} aria-current=${on ? "page" : undefined}><${Icon} name=${icon} />${words}</a>`;
   return html`<nav class="tabbar" aria-label="Sections">
     ${tab("/sessions", "chat", "Sessions", ["session", "sessions", "home"].includes(here))}${tab("/new", "plus", "New", here === "new")}
-    ${tab("/sandboxes", "box", "Sandboxes", here === "sandboxes" || here === "sandbox")}</nav>`;
+    ${tab("/sandboxes", "box", "Sandboxes", here === "sandboxes" || here === "sandbox")}${tab("/images", "layers", "Images", ["images", "image", "secrets"].includes(here))}</nav>`;
 }
 
 // Again is the sheet over the kept page when the sign-in has run out. The page, its drafts and its place stay.

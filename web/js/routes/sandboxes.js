@@ -1,12 +1,17 @@
 // All sandboxes: what each is doing, and why it ended.
 
-import { html, cx, useState } from "../lib.js";
+import { html, cx, useEffect, useState } from "../lib.js";
+import * as catalog from "../catalog.js";
 import * as store from "../store.js";
-import { live, newSandbox, terminate } from "../actions.js";
+import { live, newSandbox, resume, terminate } from "../actions.js";
 import { plural, volumeName } from "../format.js";
+import { failedLine } from "../making.js";
+import { go, route } from "../router.js";
 import { Icon } from "../components/icons.js";
 import { Ago, Busy, ConfirmTerminate, Dot, Left, ProblemNotice, Scoreboard, Skeleton } from "../components/bits.js";
+import { Progress } from "../components/buildlog.js";
 import { Composer } from "../components/composer.js";
+import { NewSheet } from "../components/newbox.js";
 
 const FILTERS = [
   ["all", "All", () => true],
@@ -20,8 +25,10 @@ export function doing(sb, sessions) {
   const here = (sessions || []).filter((s) => s.sandbox === sb.id);
   const busy = here.find((s) => s.busy);
   switch (sb.state) {
-    case "creating":
-      return { dot: "busy", word: "Creating", tone: "note-t", sub: sb.reason || "" };
+    case "creating": {
+      const m = catalog.making.value[sb.id];
+      return { dot: "busy", word: m ? m.words : "Creating", tone: "note-t", sub: "", progress: m };
+    }
     case "running":
       return busy
         ? { dot: "run", word: "Claude is working", sub: busy.title, session: busy }
@@ -34,10 +41,17 @@ export function doing(sb, sessions) {
     case "stopping":
       return { dot: "busy", word: "Stopping", sub: sb.reason || "" };
     case "error":
-      return { dot: "bad", word: "Failed", tone: "bad-t", sub: sb.reason || "", session: here[0] };
+      return { dot: "bad", ...failure(sb), tone: "bad-t", session: here[0] };
     default:
       return { dot: "off", word: "Stopped", sub: sb.reason ? `${sb.reason.replace(/\.$/, "")}; volume kept` : "volume kept", session: here[0] };
   }
+}
+
+// failure says in one line why a sandbox failed: the output of a build is for its own page.
+function failure(sb) {
+  const line = sb.started_at ? null : failedLine(sb.reason);
+  if (line) return { word: "Image build failed", sub: `line ${line.line}${line.instruction ? `: ${line.instruction}` : ""}, ${line.what}` };
+  return { word: sb.started_at ? "Failed" : "Could not be created", sub: (sb.reason || "").split("\n")[0] };
 }
 
 const ORDER = { busy: 2, run: 1, idle: 3, bad: 0, off: 4 };
@@ -51,15 +65,14 @@ export function sorted(list, sessions, t) {
   return [...list].sort((a, b) => rank(a) - rank(b) || (a.created_at < b.created_at ? 1 : -1));
 }
 
-const imageWord = (sb) => (sb.image && sb.image.registry && sb.image.registry !== "host" ? sb.image.registry : "This machine");
-
-function Row({ sb, onTerminate }) {
+function Row({ sb, onTerminate, onProblem }) {
   const d = doing(sb, store.sessions.value);
   return html`<tr>
-    <td><div class="nm"><${Dot} kind=${d.dot} word=${d.word} /><span class="two"><a class="strong cut" href=${`/sandbox/${sb.id}`}>${sb.name}</a><span class="sub cut">${imageWord(sb)} · ${volumeName(sb.volume) === "unnamed" ? "unnamed volume" : sb.volume}</span></span></div></td>
-    <td class="full"><span class=${cx("act", d.tone)}>${d.word}</span>${d.sub && html`<span class="sub cut" title=${d.sub}>${d.sub}</span>`}</td>
-    <td class="r sub hide">${live(sb) ? html`stops in <${Left} until=${sb.suspended_until || sb.expires_at} />` : html`<${Ago} at=${sb.ended_at || sb.created_at} />`}</td>
+    <td><div class="nm"><${Dot} kind=${d.dot} word=${d.word} /><span class="two"><a class="strong cut" href=${`/sandbox/${sb.id}`}>${sb.name}</a><span class="sub cut">${catalog.imageWords(sb.image)} · ${volumeName(sb.volume) === "unnamed" ? "unnamed volume" : sb.volume}</span></span></div></td>
+    <td class="full"><span class=${cx("act", d.tone)}>${d.word}</span>${d.sub && html`<span class="sub cut" title=${d.sub}>${d.sub}</span>`}${d.progress && html`<${Progress} label="Build" done=${d.progress.step} total=${d.progress.of} />`}</td>
+    <td class="r sub hide">${live(sb) ? html`${sb.suspended_until ? "kept for" : "stops in"} <${Left} until=${sb.suspended_until || sb.expires_at} />` : html`<${Ago} at=${sb.ended_at || sb.created_at} />`}</td>
     <td class="r"><span class="row-acts">${d.session && live(sb) && html`<a class="btn small" href=${`/session/${d.session.id}`}>Open</a>`}
+      ${sb.state === "suspended" && html`<${Busy} class="btn small" onProblem=${onProblem} onClick=${() => resume(sb.id)}>Resume<span class="vh"> ${sb.name}</span></${Busy}>`}
       ${sb.state === "creating" && html`<a class="btn small" href=${`/sandbox/${sb.id}`}>Watch</a>`}
       ${live(sb) && sb.state !== "stopping" && html`<button type="button" class="btn small danger" onClick=${() => onTerminate(sb)}>Terminate<span class="vh"> ${sb.name}</span></button>`}
       ${!live(sb) && html`<a class="btn small" href=${d.session ? `/session/${d.session.id}` : `/sandbox/${sb.id}`}>Open</a>`}</span></td></tr>`;
@@ -72,6 +85,9 @@ export function Sandboxes() {
   const [all, setAll] = useState(false);
   const [problem, setProblem] = useState(null);
   const [ending, setEnding] = useState(null);
+  const [stuck, setStuck] = useState(null);
+  useEffect(() => catalog.need(), []);
+  const query = route.value.query;
   const list = store.sandboxes.value;
   const count = (f) => (list || []).filter(f).length;
   const chosen = FILTERS.find((f) => f[0] === filter)[2];
@@ -89,12 +105,14 @@ export function Sandboxes() {
     return true;
   };
   return html`<div class="page"><div class="wrap">
-    <div class="ph"><h1>Sandboxes</h1><div class="end"><a class="btn no-phone" href="/new?options">With options</a><${Busy} class="btn go" onProblem=${setProblem} onClick=${() => newSandbox()}><${Icon} name="plus" />New sandbox</${Busy}></div></div>
+    <div class="ph"><h1>Sandboxes</h1><div class="end"><a class="btn" href="/sandboxes?new" aria-label="Create with options"><${Icon} name="plus" /><span class="no-phone">Create with options</span><kbd aria-hidden="true">C</kbd></a><${Busy} class="btn go" onProblem=${setProblem} onClick=${() => newSandbox()}>New sandbox</${Busy}></div></div>
     <${ProblemNotice} title="The sandbox could not be created." problem=${problem} />
+    <${ProblemNotice} title="The sandbox could not be resumed." problem=${stuck} />
     <${Composer} scope="quick" modes action="Start" label="Describe a task" placeholder="Describe a task. A sandbox starts, and Claude begins." onSend=${start} />
     <${Scoreboard} card label="Summary" slots=${[
       { k: "Running", v: list ? count((s) => s.state === "running") : "—" },
       { k: "Creating", v: list ? count((s) => s.state === "creating") : "—" },
+      { k: "Suspended", v: list ? count((s) => s.state === "suspended") : "—" },
       { k: "Claude at work", v: store.sessions.value ? store.sessions.value.filter((s) => s.busy).length : "—" },
       { k: "Sessions", v: store.sessions.value ? store.sessions.value.length : "—" },
     ]} />
@@ -106,8 +124,9 @@ export function Sandboxes() {
     ${list && list.length > 0 && rows.length === 0 && html`<div class="empty"><span>None is in this state.</span></div>`}
     ${rows.length > 0 && html`<table class="table"><colgroup><col class="w-name" /><col /><col class="w-when" /><col class="w-acts" /></colgroup>
       <thead><tr><th scope="col">Name</th><th scope="col">What it is doing</th><th scope="col" class="r">When</th><th scope="col" class="r"><span class="vh">Actions</span></th></tr></thead>
-      <tbody>${shown.map((sb) => html`<${Row} key=${sb.id} sb=${sb} onTerminate=${setEnding} />`)}</tbody></table>`}
+      <tbody>${shown.map((sb) => html`<${Row} key=${sb.id} sb=${sb} onTerminate=${setEnding} onProblem=${setStuck} />`)}</tbody></table>`}
     ${rows.length > shown.length && html`<p class="faint foot-note">${rows.length - shown.length} more. <button type="button" class="link" onClick=${() => setAll(true)}>Show them</button></p>`}
+    ${query.has("new") && html`<${NewSheet} image=${query.get("image")} onClose=${() => location.search && go("/sandboxes", { replace: true })} />`}
     ${ending && html`<${ConfirmTerminate} sandbox=${ending} onYes=${() => terminate(ending.id)} onClose=${() => setEnding(null)} />`}
   </div></div>`;
 }

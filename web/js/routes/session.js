@@ -5,7 +5,7 @@ import * as api from "../api.js";
 import * as outbox from "../outbox.js";
 import * as store from "../store.js";
 import * as feeds from "../feed.js";
-import { continueSession, live, newSandbox, nextSandbox } from "../actions.js";
+import { askedOf, continueSession, live, newSandbox, nextSandbox, resume } from "../actions.js";
 import { money, plural, sentence, tokens, volumeName } from "../format.js";
 import { totals } from "../reducer.js";
 import { Icon } from "../components/icons.js";
@@ -15,7 +15,8 @@ import { Composer } from "../components/composer.js";
 import { Log } from "../components/log.js";
 import { Queue } from "../components/queue.js";
 import { Lost } from "./lost.js";
-import { boardOf } from "./sandbox.js";
+import { boardOf } from "../components/facts.js";
+import { TimeDialog } from "../components/boxacts.js";
 
 export function Session({ id }) {
   const feed = useMemo(() => feeds.open(id), [id]);
@@ -26,9 +27,9 @@ export function Session({ id }) {
 const sessionOf = (id) => (store.sessions.value || []).find((s) => s.id === id) || null;
 
 // slots of the session's scoreboard: what is known of its sandbox, and what it has used.
-function slots(session, sb, log) {
+function slots(session, sb, log, onTime) {
   const sum = totals(log);
-  const box = sb ? boardOf(sb) : [{ k: "Sandbox", v: "—" }];
+  const box = sb ? boardOf(sb, { onTime: sb.state === "running" && onTime }) : [{ k: "Sandbox", v: "—" }];
   return [
     ...box,
     { k: "Turns", v: log.turns.length || session.turns },
@@ -118,7 +119,7 @@ class Page extends Component {
     return true;
   };
 
-  render({ id, feed }, { problem, put, stopping, sent }) {
+  render({ id, feed }, { problem, put, stopping, sent, timing }) {
     const session = this.session();
     const trouble = feed.problem.value;
     if (trouble && trouble.status === 404) return html`<${Lost} what="There is no such session." why=${trouble.detail} />`;
@@ -133,26 +134,36 @@ class Page extends Component {
     const own = store.sandboxOf(session.sandbox);
     const ended = !live(sb);
     const busy = session.busy;
+    const asleep = !ended && ["suspending", "suspended", "resuming"].includes(sb.state);
     const waiting = outbox.forSession(id);
     const last = log.turns[log.turns.length - 1];
     const cwd = (log.init && log.init.cwd) || (sb && sb.workdir) || "/workspace";
-    const why = ended ? "waits for a sandbox" : sb.state === "creating" ? "sent when the sandbox is ready" : busy ? "sent when Claude is done" : "waits for the connection";
+    const why = ended ? "waits for a sandbox" : sb.state === "creating" ? "sent when the sandbox is ready" : asleep ? "sent when the sandbox is resumed" : busy ? "sent when Claude is done" : "waits for the connection";
     return html`<header class="top"><a class="btn quiet icon only-phone" href="/sessions" aria-label="Back to sessions"><${Icon} name="back" /></a><h1 class="cut" title=${title}>${title}</h1><span class="grow"></span></header>
-      <${Scoreboard} label=${sb ? `Sandbox ${sb.name}` : "Session"} slots=${slots(session, sb, log)} />
+      <${Scoreboard} label=${sb ? `Sandbox ${sb.name}` : "Session"} slots=${slots(session, sb, log, () => this.setState({ timing: true }))} />
       <section class="talk" aria-label="Conversation">
         <${Log} ref=${this.log} turns=${log.turns} busy=${busy} cwd=${cwd} name=${store.me.value && store.me.value.account_name} sent=${sent} onAgain=${ended ? null : (text) => this.send(text, "")}>
           ${ended && html`<${Ended} session=${session} sb=${own} onProblem=${(p) => this.setState({ problem: p })} />`}
           ${!ended && own && own.id !== sb.id && html`<${Notice} kind="note" title=${sb.state === "creating" ? "A new sandbox is being created for this session." : "This session goes on in a new sandbox."}><span>The files and the conversation are there; processes of the old one are not.</span></${Notice}>`}
         </${Log}>
         <div class="dock">
-          ${busy && last && !last.end && html`<${Activity} turn=${last} cwd=${cwd} heard=${feed.heard.value} onStop=${this.stop} stopping=${stopping} />`}
+          ${asleep && html`<${Asleep} sb=${sb} busy=${busy} onProblem=${(p) => this.setState({ problem: p })} />`}
+          ${busy && !asleep && last && !last.end && html`<${Activity} turn=${last} cwd=${cwd} heard=${feed.heard.value} onStop=${this.stop} stopping=${stopping} />`}
           ${problem && html`<${ProblemNotice} ...${problem} />`}
           <${Queue} entries=${waiting} why=${why} onEdit=${(text) => this.setState({ put: { text } })} />
           <${Composer} scope=${id} focus modes put=${put} busy=${busy} onStop=${this.stop} onSend=${this.send} onUp=${this.editLast}
             hint=${busy ? "Enter queues your message" : ""} placeholder=${ended ? "Writing here starts a new sandbox and continues" : "Reply to Claude"} />
         </div>
+        ${timing && sb && html`<${TimeDialog} sb=${sb} onClose=${() => this.setState({ timing: false })} />`}
       </section>`;
   }
+}
+
+// Asleep says that the sandbox is suspended, and wakes it.
+function Asleep({ sb, busy, onProblem }) {
+  const title = { suspending: "The sandbox is being suspended.", suspended: "The sandbox is suspended.", resuming: "The sandbox is being resumed." }[sb.state];
+  return html`<${Notice} kind="note" icon="clock" title=${title} acts=${sb.state === "suspended" && html`<${Busy} class="btn small go" onProblem=${(problem) => onProblem({ title: "The sandbox could not be resumed.", problem })} onClick=${() => resume(sb.id)}>Resume</${Busy}>`}>
+    <span>${busy ? "Claude goes on with this turn when it is resumed." : "What you write is sent when it is resumed."}</span></${Notice}>`;
 }
 
 // Ended says that the session's sandbox is no more, why, what is kept, and how to go on.
@@ -178,7 +189,7 @@ function Ended({ session, sb, onProblem }) {
   }
   return html`<${Notice} kind=${sb.state === "error" ? "bad" : ""} role="status" title=${sb.state === "error" ? "This session’s sandbox failed." : "This session’s sandbox has stopped."} acts=${html`
       <${Busy} class="btn go" onProblem=${fail("A new sandbox could not be created.")} onClick=${go}>${making ? "Starting …" : "Continue here"}</${Busy}>
-      <${Busy} class="btn" onProblem=${fail("The sandbox could not be created.")} onClick=${() => newSandbox({ volume: sb.volume, workdir: sb.workdir })} title="A new session on the same files">New sandbox</${Busy}>`}>
+      <${Busy} class="btn" onProblem=${fail("The sandbox could not be created.")} onClick=${() => newSandbox(askedOf(sb))} title="A new session on the same files">New sandbox</${Busy}>`}>
     <span>${sentence(sb.reason) || "No reason is known."}${" "}A new one takes about a second:</span>
     <div class="restore">${kept("check", "Files", volumeName(sb.volume) === "unnamed" ? "its volume" : `volume ${sb.volume}`)}${kept("check", "Conversation", plural(session.turns, "turn"))}${kept("x", "Processes", "ended with the sandbox")}</div></${Notice}>`;
 }
