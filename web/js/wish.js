@@ -66,8 +66,9 @@ export function imageOf(f, errors) {
 export function networkOf(n, errors) {
   if (n.mode !== "egress") return { mode: n.mode };
   if (n.every) return { mode: "egress", allow: ["*"] };
-  if (!n.allow.length) errors.allow = "Add a host, or choose “Only the model”.";
-  return { mode: "egress", allow: n.allow };
+  const allow = hosts(n.allow, n.text || "");
+  if (!allow.length) errors.allow = "Add a host, or choose “Only the model”.";
+  return { mode: "egress", allow };
 }
 
 // parse makes the form into what POST /sandbox takes; what is empty is left to the server. It returns {options, errors}.

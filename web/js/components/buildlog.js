@@ -52,7 +52,7 @@ export class BuildLog extends Component {
           <button type="button" class="btn quiet small icon" aria-label=${copied ? "Copied" : "Copy log"} title=${copied ? "Copied" : "Copy log"} onClick=${this.copy}><${Icon} name=${copied ? "check" : "copy"} small /></button>
           <button type="button" class="btn quiet small icon" aria-label="Save log" title="Save log" onClick=${this.save}><${Icon} name="dl" small /></button></span></div>
       <div class="lines" ref=${this.view} tabindex="0" role="log" aria-live="off" aria-label=${title} onScroll=${this.scrolled}>${lines.map(
-        (l) => html`<div key=${l.key} class=${cx("ln", l.tone)}><span class="ts">${(Math.max(0, l.at) / 1000).toFixed(1)}</span><span class="c">${l.text}</span></div>`,
+        (l) => html`<div key=${l.key} class=${cx("ln", l.tone && `t-${l.tone}`)}><span class="ts">${(Math.max(0, l.at) / 1000).toFixed(1)}</span><span class="c">${l.text}</span></div>`,
       )}</div></div>`;
   }
 }

@@ -34,13 +34,11 @@ const MODES = [
 
 // NetworkFields edits a policy: {mode, every, allow}.
 export function NetworkFields({ id, value, onChange, errors }) {
-  const [text, setText] = useState("");
+  // What is typed and not yet taken counts too, so it is part of the value.
+  const text = value.text || "";
+  const setText = (t) => onChange({ ...value, text: t });
   const input = useRef();
-  const add = (more) => {
-    const allow = hosts(value.allow, more);
-    setText("");
-    if (allow.length !== value.allow.length) onChange({ ...value, allow });
-  };
+  const add = (more) => onChange({ ...value, allow: hosts(value.allow, more), text: "" });
   const remove = (host) => {
     onChange({ ...value, allow: value.allow.filter((h) => h !== host) });
     input.current.focus();
@@ -60,7 +58,7 @@ export function NetworkFields({ id, value, onChange, errors }) {
     const t = e.clipboardData.getData("text");
     if (!/[\s,;]/.test(t.trim())) return;
     e.preventDefault();
-    add(t);
+    add(`${text} ${t}`);
   };
   return html`<${Picks} name=${`${id}-mode`} label="Network" value=${value.mode} options=${MODES} error=${errors.mode} onChange=${(mode) => onChange({ ...value, mode })} />
     ${value.mode === "egress" && html`<div class="field"><div class="checks" role="radiogroup" aria-label="Which hosts">
