@@ -350,19 +350,19 @@ func TestRefusals(t *testing.T) {
 		"wrong key":     {func() error { _, err := anonymous.Me(within(t)); return err }, "invalid_key"},
 		"second DELETE": {func() error { _, err := s.Terminate(within(t), sb.ID); return err }, "already_terminated"},
 		"no such ID":    {func() error { _, err := s.Sandbox(within(t), "sbx_nope"); return err }, "sandbox_not_found"},
-		"no such image": {func() error {
-			_, err := s.Create(within(t), api.CreateSandbox{Image: &api.Image{Registry: "no/such:1"}})
+		"image of this machine's network": {func() error {
+			_, err := s.Create(within(t), api.CreateSandbox{Image: &api.Image{Registry: "127.0.0.1:5000/no/such:1"}})
 			return err
-		}, "image_not_found"},
+		}, "address_refused"},
 		"empty argv":    {func() error { _, err := s.ExecWait(within(t), sb.ID, api.Exec{Argv: []string{}}); return err }, "invalid_request"},
 		"ended: exec":   {func() error { _, err := s.ExecWait(within(t), sb.ID, api.Exec{Argv: []string{"true"}}); return err }, "sandbox_not_running"},
 		"ended: prompt": {func() error { return first(s.Prompt(within(t), sb.ID, api.Prompt{Prompt: "hi"})) }, "sandbox_not_running"},
 		"empty prompt":  {func() error { return first(s.Prompt(within(t), sb.ID, api.Prompt{Prompt: " "})) }, "invalid_request"},
 		"bad workdir":   {func() error { _, err := s.Create(within(t), api.CreateSandbox{Workdir: "/usr"}); return err }, "invalid_request"},
-		"network egress": {func() error {
-			_, err := s.Create(within(t), api.CreateSandbox{Network: &api.Network{Mode: "open"}})
+		"network mode": {func() error {
+			_, err := s.Create(within(t), api.CreateSandbox{Network: &api.Network{Mode: "wild"}})
 			return err
-		}, "unsupported"},
+		}, "invalid_request"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if err := c.do(); client.Code(err) != c.code {
