@@ -168,7 +168,7 @@ func (p *portConn) Close() error {
 	if p.closed.Swap(true) {
 		return nil
 	}
-	_ = p.Stream.Close()                          // always nil; tells the guest, and ends a Write
+	_ = p.Stream.Close()                   // always nil; tells the guest, and ends a Write
 	_ = p.SetReadDeadline(time.Unix(1, 0)) // ends a Read
 	p.client.ports.leave(p)
 	return nil

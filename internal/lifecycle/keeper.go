@@ -136,7 +136,6 @@ func (k *keeper) once(ctx context.Context) (again bool, err error) {
 func (k *keeper) leave() {
 	k.m.mu.Lock()
 	delete(k.m.keepers, k.id)
-	delete(k.m.refusals, k.id)
 	k.m.mu.Unlock()
 	k.setClient(nil)
 	close(k.done)

@@ -117,7 +117,7 @@ type Manager struct {
 	mu      sync.Mutex
 	closed  bool // no new goroutine may start
 	keepers map[sandbox.ID]*keeper
-	// refusals are why sandboxes could not be suspended or resumed, for those who asked.
+	// refusals are why sandboxes could not be created, suspended or resumed, for those who asked; bounded in number.
 	refusals map[sandbox.ID]error
 	retries  map[sandbox.ID]retry // of those that could not be destroyed
 	seen     map[orphan]time.Time // when a reconcile first saw an orphan whose age the engine doesn't know
