@@ -234,7 +234,11 @@ func (k *keeper) setup(ctx context.Context, c *guest.Client, sb sandbox.Sandbox)
 	if k.m.cfg.Gateway != nil {
 		maps.Copy(env, k.m.cfg.Gateway.Env(sb.ID))
 	}
-	return c.Setup(ctx, guest.Setup{Env: env, Deadline: sb.ExpiresAt.Add(deadlineGrace), Limits: guestLimits(sb.Spec), Dir: sb.Spec.StartDir()})
+	setup := guest.Setup{Env: env, Deadline: sb.ExpiresAt.Add(deadlineGrace), Limits: guestLimits(sb.Spec)}
+	if dir := sb.Spec.StartDir(); dir != sb.Spec.Workdir { // which the guest knows by itself
+		setup.Dir = dir
+	}
+	return c.Setup(ctx, setup)
 }
 
 // joinPath is an image's PATH with those directories of ours behind it that it lacks: what the image chose comes first.
