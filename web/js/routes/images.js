@@ -32,6 +32,7 @@ function names(image) {
 
 function acts(image, onDelete) {
   return [
+    { words: "New sandbox from it", icon: "box", href: `/sandboxes?new&image=${image.id}`, phone: true },
     { words: "Export for docker load", icon: "dl", href: api.exportPath(image.id, "docker"), download: "" },
     { words: "Export as OCI layout", icon: "dl", href: api.exportPath(image.id, "oci"), download: "" },
     { rule: true },
@@ -118,7 +119,7 @@ function Row({ image, onDelete }) {
   return html`<tr><td><div class="nm"><${Icon} name=${image.kind === "snapshot" ? "camera" : "layers"} /><span class="two"><a class="strong cut" href=${`/image/${image.id}`} title=${names(image)}>${names(image)}</a>
       <span class="sub cut">${KINDS[image.kind] || image.kind} <${Ago} at=${image.created_at} />${users.length > 0 && ` · used by ${plural(users.length, "sandbox", "sandboxes")}`}</span></span></div></td>
     <td class="r mono hide-phone">${bytes(image.size)}</td><td class="r sub hide"><${Ago} at=${image.used_at} /></td>
-    <td class="r"><span class="row-acts"><a class="btn small" href=${`/sandboxes?new&image=${image.id}`}>New sandbox<span class="vh"> from ${names(image)}</span></a><${Menu} label=${`More about ${names(image)}`} items=${acts(image, onDelete)} /></span></td></tr>`;
+    <td class="r"><span class="row-acts"><a class="btn small no-phone" href=${`/sandboxes?new&image=${image.id}`}>New sandbox<span class="vh"> from ${names(image)}</span></a><${Menu} label=${`More about ${names(image)}`} items=${acts(image, onDelete)} /></span></td></tr>`;
 }
 
 export function Images() {
@@ -205,7 +206,7 @@ export function Image({ id }) {
     ["Used", html`<${Ago} at=${image.used_at} />`],
   ].filter(Boolean);
   return html`<header class="top"><a class="btn quiet icon only-phone" href="/images" aria-label="Back to images"><${Icon} name="back" /></a><h1 class="cut" title=${names(image)}>${names(image)}</h1><span class="grow"></span>
-      <a class="btn small go" href=${`/sandboxes?new&image=${image.id}`}>New sandbox</a><${Menu} label="More about this image" items=${acts(image, () => setDeleting(true))} /></header>
+      <a class="btn small go" href=${`/sandboxes?new&image=${image.id}`}>New sandbox</a><${Menu} label="More about this image" items=${acts(image, () => setDeleting(true)).slice(1)} /></header>
     <div class="page"><div class="wrap narrow"><dl class="facts">${facts.map(([k, v]) => html`<div key=${k}><dt>${k}</dt><dd>${v}</dd></div>`)}</dl>
       ${deleting && html`<${Deleting} image=${image} onClose=${() => setDeleting(false)} onDone=${() => go("/images", { replace: true })} />`}</div></div>`;
 }

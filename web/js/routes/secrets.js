@@ -19,7 +19,7 @@ export function Secrets() {
   useEffect(read, []);
   return html`<div class="page"><div class="wrap narrow">
     <div class="ph"><h1>Secrets</h1><div class="end">${!adding && html`<button type="button" class="btn go" onClick=${() => setAdding(true)}>Add secret</button>`}</div></div>
-    <p class="dim">They open private registries and are given to build commands. Values are kept encrypted and never shown again, to nobody.</p>
+    <p class="dim">They open private registries and are given to build commands. Their values are kept encrypted and never shown again.</p>
     ${adding && html`<${SecretForm} id="secret" onDone=${() => setAdding(false)} onCancel=${() => setAdding(false)} />`}
     <${ProblemNotice} title="The secrets could not be read." problem=${problem} acts=${html`<button type="button" class="btn small" onClick=${read}>Try again</button>`} />
     ${!list && !problem && html`<${Skeleton} rows=${3} />`}
