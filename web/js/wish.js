@@ -123,7 +123,7 @@ export function serverErrors(problem) {
 export const networkForm = (n) => {
   const allow = (n && n.allow) || [];
   const mode = (n && n.mode) || "egress";
-  return { mode, every: mode !== "egress" || allow.includes("*"), allow: allow.filter((h) => h !== "*") };
+  return { mode, every: !n || mode !== "egress" || allow.includes("*"), allow: allow.filter((h) => h !== "*") };
 };
 
 // optionsOf is what makes another sandbox like sb. Its environment is not told by the server, so it isn't among them.
@@ -188,6 +188,9 @@ export function hosts(list, text) {
   }
   return out;
 }
+
+// settled takes what is typed in the field of hosts into the list.
+export const settled = (n) => (n.text ? { ...n, allow: hosts(n.allow, n.text), text: "" } : n);
 
 // networkWords says in a few words what a policy lets through.
 export function networkWords(n) {

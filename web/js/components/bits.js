@@ -28,7 +28,7 @@ export function ProblemNotice({ title, problem, acts }) {
   if (!problem) return null;
   return html`<${Notice} kind="bad" title=${title} code=${problem.code} requestID=${problem.requestID} acts=${acts}>
     <span>${problem.detail || problem.message || problem.title}</span>
-    ${(problem.errors || []).map((e) => html`<span key=${e.location}><code>${String(e.location).replace(/^body\./, "")}</code> ${e.message}</span>`)}
+    ${(problem.errors || []).filter((e) => !String(problem.detail).includes(e.message)).map((e) => html`<span key=${e.location}><code>${String(e.location).replace(/^body\./, "")}</code> ${e.message}</span>`)}
   </${Notice}>`;
 }
 

@@ -5,7 +5,7 @@ import * as api from "../api.js";
 import * as catalog from "../catalog.js";
 import { change } from "../actions.js";
 import { bytes, duration } from "../format.js";
-import { networkForm, networkOf, networkWords, seconds, serverErrors } from "../wish.js";
+import { networkForm, networkOf, networkWords, seconds, serverErrors, settled } from "../wish.js";
 import { Busy, Dialog, Left, ProblemNotice } from "./bits.js";
 import { Field, NetworkFields } from "./fields.js";
 
@@ -65,6 +65,7 @@ export function NetworkDialog({ sb, onClose }) {
   };
   return html`<${Act} title=${`What ${sb.name} may reach`} words="Change network" failed="The network was not changed." onClose=${onClose}
       act=${() => {
+        setValue(settled(value));
         const found = {};
         const network = networkOf(value, found);
         setErrors(found);

@@ -6,7 +6,7 @@ import * as local from "../local.js";
 import * as store from "../store.js";
 import { newSandbox } from "../actions.js";
 import { ago, bytes, volumeName } from "../format.js";
-import { EMPTY, parse, serverErrors, summaries } from "../wish.js";
+import { EMPTY, parse, serverErrors, settled, summaries } from "../wish.js";
 import { Icon } from "./icons.js";
 import { ProblemNotice } from "./bits.js";
 import { Field, NetworkFields, Picks, SecretChoice, Select } from "./fields.js";
@@ -56,6 +56,7 @@ export function useForm(start) {
   const submit = async (extra) => {
     setTried(true);
     setOld({});
+    set({ network: settled(form.network) });
     if (Object.keys(parsed.errors).length) return false;
     setProblem(null);
     try {
@@ -108,7 +109,12 @@ export function Commands({ form, set, errors }) {
 
 function Fold({ name, summary, fields, errors, children }) {
   const [open, setOpen] = useState(false);
-  const shown = open || fields.some((f) => errors[f]);
+  const wrong = fields.some((f) => errors[f]);
+  const shown = open || wrong;
+  // What an error opened doesn't close under the user's hands when it is mended.
+  useEffect(() => {
+    if (wrong) setOpen(true);
+  }, [wrong]);
   return html`<div class="fold"><button type="button" class="fh" aria-expanded=${shown ? "true" : "false"} onClick=${() => setOpen(!shown)}><${Icon} name=${shown ? "down" : "chev"} small /><span class="strong">${name}</span><span class="sum cut">${summary}</span></button>
     ${shown && html`<div class="fb">${children}</div>`}</div>`;
 }
@@ -139,7 +145,11 @@ export function Fields({ state }) {
 export function Options({ state, startOpen }) {
   const [open, setOpen] = useState(Boolean(startOpen));
   const { options, errors } = state;
-  const shown = open || Object.keys(errors).length > 0;
+  const wrong = Object.keys(errors).length > 0;
+  const shown = open || wrong;
+  useEffect(() => {
+    if (wrong) setOpen(true);
+  }, [wrong]);
   const words = [options.name, summaries.image(options, catalog.nameOf(options.image && options.image.snapshot)), options.volume ? `volume ${options.volume}` : "new volume", summaries.time(options)].filter(Boolean).join(" · ");
   return html`<div class="folds outer"><div class="fold"><button type="button" class="fh" aria-expanded=${shown ? "true" : "false"} onClick=${() => setOpen(!shown)}><${Icon} name="box" /><span>Sandbox options</span><span class="sum cut">${words}</span><${Icon} name=${shown ? "down" : "chev"} small /></button>
     ${shown && html`<div class="fb wide-fb"><${Fields} state=${state} /></div>`}</div></div>`;
