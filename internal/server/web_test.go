@@ -138,7 +138,8 @@ func TestUI(t *testing.T) {
 	})
 	*r.Manager = *strictManager(r.Account)
 	page := []string{"Authorization", "", "Accept", "text/html,application/xhtml+xml"}
-	for _, path := range []string{"/", "/new", "/sandboxes", "/sandbox/" + live, "/session/ses_1/files", "/signin", "/signin?error=expired", "/sandbox/x/y"} {
+	for _, path := range []string{"/", "/new", "/sandboxes", "/sandbox/" + live, "/session/ses_1/files", "/signin", "/signin?error=expired", "/sandbox/x/y",
+		"/images", "/image", "/image/img_1", "/secret", "/secrets"} {
 		res, body := r.ask(t, "GET", path, "", page...)
 		if res.StatusCode != 200 || body != "<title>UI</title>" || res.Header.Get("Cache-Control") != "no-cache" {
 			t.Errorf("%s: %d %s", path, res.StatusCode, body)

@@ -371,10 +371,11 @@ func TestBrowserPhone(t *testing.T) {
 	b := open(t, s)
 	b.do("be a phone", chromedp.EmulateViewport(320, 640, chromedp.EmulateMobile, chromedp.EmulateTouch))
 	for path, ready := range map[string]string{
-		"/session/" + u.session: ".fin", "/sandbox/" + sb.ID: ".facts", "/sandboxes": ".table", "/sessions": ".session-page .sess a", "/new?options": "#opt-name", "/nowhere": ".hello h1",
+		"/session/" + u.session: ".fin", "/sandbox/" + sb.ID: ".facts", "/sandboxes": ".table", "/sessions": ".session-page .sess a", "/new?options": "#opt-name",
+		"/sandboxes?new": ".sheet #opt-name", "/images": ".empty", "/secrets": ".empty", "/nowhere": ".hello h1",
 	} {
 		b.do("open "+path, chromedp.Navigate(s.url+path), chromedp.WaitVisible(ready))
-		if wide := ask[[]string](b, `[document.documentElement, ...document.querySelectorAll(".main, .page, .log")].filter((e) => e.scrollWidth > e.clientWidth + 1).map((e) => e.className || e.localName)`); len(wide) > 0 {
+		if wide := ask[[]string](b, `[document.documentElement, ...document.querySelectorAll(".main, .page, .log, .sheet .sb")].filter((e) => e.scrollWidth > e.clientWidth + 1).map((e) => e.className || e.localName)`); len(wide) > 0 {
 			t.Errorf("%s is wider than 320 px: %v", path, wide)
 		}
 	}

@@ -123,6 +123,20 @@ func TestBrowserImages(t *testing.T) {
 	b.fill("#opt-registry", base)
 	b.submit()
 	b.until("it is pulled", `document.querySelector(".notice")?.innerText.includes("is ready.") && document.querySelector(".table").innerText.includes("Pulled")`)
+	b.press("Dismiss")
+	b.do("export it, and drop the archive on the page", script(`
+		const list = (await (await fetch("/image", {headers: {Accept: "application/json"}})).json()).images;
+		const archive = await (await fetch("/image/" + list.find((i) => i.kind === "registry").id + "/export?format=docker")).blob();
+		const files = new DataTransfer();
+		files.items.add(new File([archive], "saved.tar"));
+		document.querySelector(".page").dispatchEvent(new DragEvent("drop", {dataTransfer: files, bubbles: true, cancelable: true}));`))
+	b.until("it is imported", `document.querySelector(".notice")?.innerText.includes("saved.tar is ready.") && document.querySelector(".table").innerText.includes("Imported")`)
+	b.press("Dismiss")
+	b.do("drop what is no archive", script(`
+		const files = new DataTransfer();
+		files.items.add(new File(["no archive at all"], "notes.txt"));
+		document.querySelector(".page").dispatchEvent(new DragEvent("drop", {dataTransfer: files, bubbles: true, cancelable: true}));`))
+	b.until("it is refused", `document.querySelector(".notice.bad")?.innerText.includes("notes.txt could not be imported.")`)
 	b.wantNoFaults()
 }
 
