@@ -102,7 +102,7 @@ func createCancelledCanBeDestroyed(t *testing.T, s suite) {
 func createBadSpecIsRefused(t *testing.T, s suite) {
 	caps := s.e.Capabilities()
 	bad := map[string]func(*sandbox.Spec){
-		"image":   func(spec *sandbox.Spec) { spec.Image.Source = "registry.invalid/no/such:image" },
+		"image":   func(spec *sandbox.Spec) { spec.Image = sandbox.Image{Source: "registry.invalid/no/such:image"} },
 		"workdir": func(spec *sandbox.Spec) { spec.Workdir = "not/absolute" },
 		"network": func(spec *sandbox.Spec) { spec.Network.Mode = "wormhole" },
 	}

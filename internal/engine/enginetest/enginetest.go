@@ -16,7 +16,7 @@ import (
 	"github.com/sandlot-dev/sandlot/internal/sandbox"
 )
 
-// Harness is an engine under test. The sandboxes need sh, bash and the usual small programs in them.
+// Harness is an engine under test. The sandboxes need sh, bash and the usual small programs in them; for RunOnImage, nc will do for bash.
 type Harness struct {
 	// Open opens the engine, and opens the same installation again after Close. The suite never holds two at once and closes
 	// what it opened.
@@ -45,6 +45,9 @@ func Run(t *testing.T, h Harness) {
 
 // RunLimits tests the promises about limits alone, for an engine that has several ways to keep them.
 func RunLimits(t *testing.T, h Harness) { runGroups(t, h, reopeningLimits, limits) }
+
+// RunOnImage tests the promises that depend on the root file system, for an engine that has several.
+func RunOnImage(t *testing.T, h Harness) { runGroups(t, h, nil, creating, guesting, keeping, walls) }
 
 func runGroups(t *testing.T, h Harness, reopening []promise, groups ...[]promise) {
 	if h.Gateway == nil {

@@ -241,10 +241,16 @@ func files(t *testing.T, c *guest.Client) {
 	}
 }
 
-// httpGet is a shell script that asks the gateway at addr for path with nothing but bash.
+// httpGet is a shell script that asks the gateway at addr for path.
 func httpGet(addr, path string) string {
+	return connect(addr, fmt.Sprintf(`printf "GET %s HTTP/1.0\r\nHost: gateway\r\n\r\n"`, path))
+}
+
+// connect is a shell script that sends what say writes to a TCP address and writes what comes back, with nothing but bash or nc. It fails if
+// nobody is there.
+func connect(addr, say string) string {
 	host, port, _ := strings.Cut(addr, ":")
-	return fmt.Sprintf(`bash -c 'exec 3<>/dev/tcp/%s/%s && printf "GET %s HTTP/1.0\r\nHost: gateway\r\n\r\n" >&3 && cat <&3'`, host, port, path)
+	return fmt.Sprintf(`if command -v bash >/dev/null; then bash -c 'exec 3<>/dev/tcp/%s/%s && %s >&3 && cat <&3'; else %[3]s | nc %[1]s %[2]s; fi`, host, port, say)
 }
 
 func guestReachesGateway(t *testing.T, s suite) {

@@ -14,6 +14,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/sandlot-dev/sandlot/internal/engine"
+	"github.com/sandlot-dev/sandlot/internal/engine/enginetest"
 	"github.com/sandlot-dev/sandlot/internal/engine/local"
 	"github.com/sandlot-dev/sandlot/internal/guest"
 	"github.com/sandlot-dev/sandlot/internal/image/imagetest"
@@ -128,6 +129,29 @@ func tell(t *testing.T, c *guest.Client, user, script string) string {
 	}
 	return strings.TrimSpace(out.String())
 }
+
+// TestContractOnImages runs the promises that depend on the root file system on two images: TestContract has run them on the host's.
+func TestContractOnImages(t *testing.T) {
+	for name, ref := range map[string]func(*shop) string{"glibc": func(s *shop) string { return s.glibc }, "busybox": func(s *shop) string { return s.busybox }} {
+		t.Run(name, func(t *testing.T) {
+			s := newShop(t)
+			sp := s.prepare(t, sandbox.Image{Source: ref(s)})
+			h := harness(local.Config{})
+			h.Open = func(*testing.T) engine.Engine { return unclosed{s.Engine} }
+			h.Spec = func(*testing.T) sandbox.Spec {
+				fresh := spec()
+				fresh.Image = sp.Image
+				return fresh
+			}
+			enginetest.RunOnImage(t, h)
+		})
+	}
+}
+
+// unclosed is an engine that whoever made it closes.
+type unclosed struct{ *local.Engine }
+
+func (unclosed) Close() error { return nil }
 
 func TestImagesRun(t *testing.T) {
 	s := newShop(t)

@@ -127,7 +127,7 @@ func Image(t testing.TB, change func(*v1.Config), layers ...v1.Layer) v1.Image {
 
 // busyboxApplets are the programs of the image that Busybox makes, as far as this machine's busybox has them.
 var busyboxApplets = strings.Fields("sh ash ls cat cp mv rm mkdir rmdir ln chmod chown touch echo printf true false test [ sleep date id whoami env " +
-	"stat find grep sed awk sort uniq wc head tail cut tr tee xargs ps kill dd df du mount ping wget nc sha256sum md5sum tar gzip gunzip vi yes seq hostname uname")
+	"stat find grep sed awk sort uniq wc head tail cut tr tee xargs ps kill dd df du mount ping wget nc sha256sum md5sum tar gzip gunzip vi yes seq hostname uname timeout stty readlink")
 
 // Busybox returns the layer of a small system without a C library: one static program under many names. It skips the test where this
 // machine has none.
@@ -160,7 +160,7 @@ func skeleton() []File {
 
 // glibcPrograms are what the image that Glibc makes has.
 var glibcPrograms = strings.Fields("bash sh ls cat cp mv rm mkdir ln chmod chown touch echo printf true false sleep date id whoami env stat find grep sed " +
-	"sort wc head tail cut tr dd df du sha256sum seq uname tee test mktemp readlink")
+	"sort wc head tail cut tr dd df du sha256sum seq uname tee test mktemp readlink timeout stty")
 
 var library = regexp.MustCompile(`(?:=> )?(/\S+) \(0x`)
 
