@@ -169,6 +169,7 @@ func Open(cfg Config) (*Engine, error) {
 	if err := e.watches.resume(context.Background()); err != nil {
 		return nil, errors.Join(fmt.Errorf("looking for sandboxes to watch: %w", err), e.Close())
 	}
+	e.clearBuilds()
 	return e, nil
 }
 

@@ -161,6 +161,20 @@ func (r runner) Run(ctx context.Context, step build.Step) (_ io.ReadCloser, err 
 	return r.e.changes(ctx, en, k)
 }
 
+// clearBuilds destroys the sandboxes of builds that an earlier process has left: nobody goes on with them, and no row names them.
+func (e *Engine) clearBuilds() {
+	ctx, cancel := context.WithTimeout(context.Background(), startLimit)
+	defer cancel()
+	for l, err := range e.List(ctx) {
+		if err == nil && l.Ref.Run == buildRun {
+			err = e.Destroy(ctx, l.Ref)
+		}
+		if err != nil {
+			e.cfg.Log.Warn("what a build has left can't be removed yet", "sandbox", l.Ref.ID, "err", err) // whoever lists will find it
+		}
+	}
+}
+
 func (e *Engine) setBuilding(k string, is bool) {
 	e.buildMu.Lock()
 	defer e.buildMu.Unlock()

@@ -140,6 +140,35 @@ func TestOrphansAreListedAndDestroyed(t *testing.T) {
 	}
 }
 
+// What a build has left whose server was killed is gone when the next server is open: no row would ever want it.
+func TestOrphansOfBuilds(t *testing.T) {
+	cfg := config(t, workDir(t))
+	e := open(t, cfg)
+	ref := engine.Ref{ID: sandbox.ID(sandbox.NewID(sandbox.PrefixSandbox)), Run: "1"}
+	build := engine.Ref{ID: sandbox.ID(sandbox.NewID(sandbox.PrefixSandbox)), Run: "build"}
+	ofBuild := spec()
+	ofBuild.Volume, ofBuild.Workdir = sandbox.Volume{}, "/"
+	for ref, sp := range map[*engine.Ref]sandbox.Spec{&ref: spec(), &build: ofBuild} {
+		if _, err := e.Create(t.Context(), *ref, sp); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := e.Close(); err != nil {
+		t.Fatal(err)
+	}
+	next := open(t, cfg)
+	defer next.Close()
+	for l, err := range next.List(t.Context()) {
+		if err != nil || l.Ref.ID != ref.ID {
+			t.Errorf("listed: %+v, %v", l, err)
+		}
+	}
+	if out, code := sh(t, next, ref, guest.UserAgent, "echo alive"); code != 0 || out != "alive\n" {
+		t.Errorf("the sandbox that is no build's says %d %q", code, out)
+	}
+	destroy(t, next, ref)
+}
+
 // TestLongDirectory works where paths are longer than a socket's address may be.
 func TestLongDirectory(t *testing.T) {
 	dir := filepath.Join(workDir(t), strings.Repeat("long-", 30))
