@@ -1,5 +1,6 @@
-// Command bench measures Sandlot against gVisor's own command line and against Claude Code started without any sandbox, side by side in
-// one run, and prints medians and their ratios. Compare ratios only: figures of different machines say nothing about each other.
+// Command bench measures Sandlot against gVisor's own command line on the same root, and against Claude Code started without any sandbox,
+// side by side in one run, and prints medians and their ratios. Compare ratios only: figures of different machines, or of different runs
+// on one machine, say nothing about each other. It needs root, because gVisor's own command line does.
 package main
 
 import (
@@ -11,133 +12,188 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
-	"text/tabwriter"
+	"strings"
 	"time"
 )
 
+// options are what the command line says.
+type options struct {
+	rounds   int           // of what is done one after the other
+	batch    int           // how many are started together, or one after a fixed time
+	interval time.Duration // that time
+	only     []string
+	bin      string
+	toolkit  string
+	json     bool
+}
+
+// groups are what can be measured.
+var groups = []string{"start", "exec", "files", "prompt"}
+
 func main() {
-	rounds := flag.Int("n", 15, "rounds; each does everything once, in turn")
-	bin := flag.String("bin", "bin/sandlot", "the program to measure")
-	toolkit := flag.String("toolkit", os.Getenv("SANDLOT_TEST_TOOLKIT"), "directory of the Claude Code CLI (default: fetched anew)")
+	var o options
+	flag.IntVar(&o.rounds, "n", 10, "rounds: how often each thing is done one after the other (exec: at least 30 times; files and prompt: a third)")
+	flag.IntVar(&o.batch, "batch", 4, "how many sandboxes the modes staggered and burst start")
+	flag.DurationVar(&o.interval, "interval", 200*time.Millisecond, "time between two starts of the mode staggered")
+	only := flag.String("only", strings.Join(groups, ","), "what to measure")
+	flag.StringVar(&o.bin, "bin", "bin/sandlot", "the program to measure")
+	flag.StringVar(&o.toolkit, "toolkit", os.Getenv("SANDLOT_TEST_TOOLKIT"), "directory of the Claude Code CLI (default: fetched anew)")
+	flag.BoolVar(&o.json, "json", false, "print JSON")
 	flag.Parse()
+	o.only = strings.Split(*only, ",")
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, *rounds, *bin, *toolkit); err != nil {
+	if err := run(ctx, o); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-// measure is one figure of each side, by round.
-type measure struct {
-	name         string
-	ours, theirs string // what each side does
-	a, b         []time.Duration
+func (o options) check() error {
+	for _, name := range o.only {
+		if !slices.Contains(groups, name) {
+			return fmt.Errorf("-only: there is no %q; there are %s", name, strings.Join(groups, ", "))
+		}
+	}
+	if o.rounds < 1 || o.batch < 1 || o.interval < 0 {
+		return errors.New("-n and -batch must be above 0, -interval not below")
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("gVisor's own command line, which is the other side, needs root")
+	}
+	return nil
 }
 
-func run(ctx context.Context, rounds int, bin, toolkit string) (err error) {
-	dir, err := os.MkdirTemp("", "sandlot-bench-")
-	if err != nil {
+// bench is all that a run of measurements works with.
+type bench struct {
+	options
+	dir    string
+	images *images
+	cold   *server // makes every sandbox when it is asked for
+	pooled *server // has some started ahead
+}
+
+func run(ctx context.Context, o options) (err error) {
+	if err := o.check(); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	if err := os.Chmod(dir, 0o755); err != nil {
+	b := &bench{options: o}
+	if b.dir, err = os.MkdirTemp("", "sandlot-bench-"); err != nil {
 		return err
 	}
-	if bin, err = filepath.Abs(bin); err != nil {
+	defer func() { err = errors.Join(err, os.RemoveAll(b.dir)) }()
+	if err := os.Chmod(b.dir, 0o755); err != nil {
 		return err
 	}
-	if toolkit == "" {
-		toolkit = filepath.Join(dir, "toolkit")
-	}
-	s, err := startServer(ctx, bin, filepath.Join(dir, "data"), toolkit)
-	if err != nil {
+	if b.bin, err = filepath.Abs(b.bin); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, s.stop()) }()
-	raw, err := newRaw(ctx, s, bin, filepath.Join(dir, "raw"), toolkit)
-	if err != nil {
-		return fmt.Errorf("preparing gVisor's side: %w", err)
+	if b.toolkit == "" {
+		b.toolkit = filepath.Join(b.dir, "toolkit")
 	}
-	native, err := newNative(dir, toolkit)
+	b.images = newImages()
+	defer b.images.close()
+	for _, s := range []struct {
+		to   **server
+		name string
+		pool int
+	}{{&b.cold, "cold", 0}, {&b.pooled, "pooled", pooled}} {
+		if *s.to, err = startServer(ctx, b, filepath.Join(b.dir, s.name), s.pool); err != nil {
+			return fmt.Errorf("starting the %s server: %w", s.name, err)
+		}
+		defer func() { err = errors.Join(err, (*s.to).stop()) }()
+	}
+	var all report
+	for _, g := range []struct {
+		name    string
+		measure func(context.Context) ([]*measure, error)
+	}{{"start", b.starts}, {"exec", b.execs}, {"files", b.files}, {"prompt", b.prompts}} {
+		if !slices.Contains(o.only, g.name) {
+			continue
+		}
+		ms, err := g.measure(ctx)
+		if err != nil {
+			return fmt.Errorf("measuring %s: %w", g.name, err)
+		}
+		all = append(all, ms...)
+	}
+	if o.json {
+		return all.json(os.Stdout)
+	}
+	return all.table(os.Stdout)
+}
+
+// progress tells a person who waits what is going on.
+func progress(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "%s "+format+"\n", append([]any{time.Now().Format(time.TimeOnly)}, args...)...)
+}
+
+// execs measures a command that does nothing, in sandboxes that run already.
+func (b *bench) execs(ctx context.Context) (_ []*measure, err error) {
+	progress("exec")
+	m := newMeasure("exec true", "runsc exec", "POST …/exec?wait=true")
+	id, err := b.cold.create(ctx, "", "")
 	if err != nil {
-		return fmt.Errorf("preparing the native side: %w", err)
+		return nil, err
+	}
+	raw, err := newRaw(ctx, b, "", "exec")
+	if err != nil {
+		return nil, err
+	}
+	if err := raw.run(ctx, "exec"); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, raw.remove(ctx, "exec"), b.cold.terminate(ctx, id)) }()
+	for i := range max(30, 3*b.rounds) + 1 {
+		ours, err := timed(func() error { return b.cold.exec(ctx, id, "/bin/true") })
+		if err != nil {
+			return nil, err
+		}
+		theirs, err := timed(func() error { return raw.exec(ctx, "exec", "/bin/true") })
+		if err != nil {
+			return nil, err
+		}
+		if i > 0 { // the first warms up
+			m.add("POST …/exec?wait=true", ours)
+			m.add("runsc exec", theirs)
+		}
+	}
+	return []*measure{m}, nil
+}
+
+// prompts measures how long Claude Code takes to its first line.
+func (b *bench) prompts(ctx context.Context) (_ []*measure, err error) {
+	progress("prompt")
+	native, err := newNative(b.dir, b.toolkit)
+	if err != nil {
+		return nil, err
 	}
 	defer native.close()
-
-	start := measure{name: "create → first command", ours: "POST /sandbox, exec true", theirs: "runsc run -detach, runsc exec true"}
-	exec := measure{name: "exec true", ours: "POST …/exec?wait=true", theirs: "runsc exec"}
-	prompt := measure{name: "prompt → system/init", ours: "POST …/claude, new session", theirs: "claude -p, no sandbox"}
-	for i := range rounds + 1 {
-		fmt.Fprintf(os.Stderr, "\rround %d of %d ", i, rounds)
-		if err := round(ctx, s, raw, native, i, &start, &exec, &prompt); err != nil {
-			return err
-		}
-	}
-	fmt.Fprint(os.Stderr, "\r                    \r")
-	return report(rounds, start, exec, prompt)
-}
-
-// round does everything once, our side and the other in turn. The first round warms up and does not count.
-func round(ctx context.Context, s *server, raw *raw, native *native, i int, start, exec, prompt *measure) error {
-	add := func(m *measure, a, b time.Duration) {
-		if i > 0 {
-			m.a, m.b = append(m.a, a), append(m.b, b)
-		}
-	}
-	var id, container string
-	a, err := timed(func() (err error) { id, err = s.createAndExec(ctx); return err })
+	m := newMeasure("prompt → system/init", "claude -p, no sandbox", "POST …/claude, new session")
+	id, err := b.cold.create(ctx, "", "")
 	if err != nil {
-		return err
+		return nil, err
 	}
-	b, err := timed(func() (err error) { container, err = raw.runAndExec(ctx, i); return err })
-	if err != nil {
-		return err
-	}
-	add(start, a, b)
-	for range 3 {
-		a, err := timed(func() error { return s.exec(ctx, id) })
+	defer func() { err = errors.Join(err, b.cold.terminate(ctx, id)) }()
+	for i := range max(1, b.rounds/3) + 1 {
+		ours, err := b.cold.firstLine(ctx, id)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		b, err := timed(func() error { return raw.exec(ctx, container) })
+		theirs, err := native.firstLine(ctx)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		add(exec, a, b)
+		if i > 0 { // the first warms up
+			m.add("POST …/claude, new session", ours)
+			m.add("claude -p, no sandbox", theirs)
+		}
 	}
-	a, err = s.firstLine(ctx, id)
-	if err != nil {
-		return err
-	}
-	b, err = native.firstLine(ctx)
-	if err != nil {
-		return err
-	}
-	add(prompt, a, b)
-	return errors.Join(raw.remove(ctx, container), s.terminate(ctx, id))
+	return []*measure{m}, nil
 }
 
 func timed(f func() error) (time.Duration, error) {
 	begin := time.Now()
 	err := f()
 	return time.Since(begin), err
-}
-
-func report(rounds int, ms ...measure) error {
-	fmt.Printf("medians of %d rounds, in milliseconds; a ratio below 1 is quicker than the other side\n\n", rounds)
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "what\tSandlot\tother side\tratio\tsides")
-	for _, m := range ms {
-		a, b := median(m.a), median(m.b)
-		fmt.Fprintf(w, "%s\t%.1f\t%.1f\t%.2f\t%s / %s\n", m.name, ms1(a), ms1(b), float64(a)/float64(b), m.ours, m.theirs)
-	}
-	return w.Flush()
-}
-
-func ms1(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
-
-func median(ds []time.Duration) time.Duration {
-	ds = slices.Sorted(slices.Values(ds))
-	return ds[len(ds)/2]
 }

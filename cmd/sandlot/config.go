@@ -38,6 +38,7 @@ type config struct {
 
 	MaxSuspended time.Duration // for which a sandbox may be suspended before it ends
 	OpenSubnet   netip.Prefix  // where sandboxes with a network device have their addresses
+	Pool         int           // sandboxes of each image in use that are started ahead
 
 	// Secrets come from the environment only: arguments are there for everybody to see.
 	AdminKey     string
@@ -67,6 +68,7 @@ func (c *config) serveFlags(cmd *cobra.Command) {
 	f.DurationVar(&c.MaxSuspended, "max-suspended", 30*24*time.Hour, "how long a sandbox may be suspended before it ends (SANDLOT_MAX_SUSPENDED)")
 	f.TextVar(&c.OpenSubnet, "open-subnet", local.DefaultOpenSubnet,
 		"private IPv4 addresses, used by nobody else, for sandboxes with network mode open (SANDLOT_OPEN_SUBNET)")
+	f.IntVar(&c.Pool, "pool", 1, "how many sandboxes of each image in use are started ahead, so that a new one is there at once; each needs about 50 MiB; 0 for none (SANDLOT_POOL)")
 	f.BoolVar(&c.Debug, "debug", false, "log more (SANDLOT_DEBUG=1)")
 	f.StringSliceVar(&c.egressPrivate, "egress-private", nil,
 		"private addresses that sandboxes may be allowed to reach, as CIDR,… (SANDLOT_EGRESS_PRIVATE); this machine's own only one by one")
@@ -114,6 +116,16 @@ func (c *config) fill(cmd *cobra.Command, environ []string) error {
 	}
 	if c.MaxSuspended < 0 {
 		errs = append(errs, fmt.Errorf("--max-suspended: %v is below 0", c.MaxSuspended))
+	}
+	if v := env["SANDLOT_POOL"]; v != "" && !cmd.Flags().Changed("pool") {
+		n, err := strconv.Atoi(v)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("SANDLOT_POOL=%q: use a number", v))
+		}
+		c.Pool = n
+	}
+	if c.Pool < 0 || c.Pool > local.MaxPool {
+		errs = append(errs, fmt.Errorf("--pool: %d is not from 0 to %d", c.Pool, local.MaxPool))
 	}
 	if v := env["SANDLOT_OPEN_SUBNET"]; v != "" && !cmd.Flags().Changed("open-subnet") {
 		if err := c.OpenSubnet.UnmarshalText([]byte(v)); err != nil {

@@ -215,7 +215,7 @@ func openLocal(cfg config, toolkit *claude.Toolkit, log *slog.Logger) (*local.En
 		Dir: filepath.Join(cfg.Data, "local"), Guest: program, Log: log,
 		Mounts:   []local.Mount{{Source: toolkit.Dir(), Target: claude.MountPoint}},
 		Registry: netguard.Transport(cfg.dialer(), cfg.PrivateRegistries), Fetch: netguard.Transport(cfg.dialer(), nil),
-		OpenSubnet: cfg.OpenSubnet,
+		OpenSubnet: cfg.OpenSubnet, Pool: cfg.Pool,
 	})
 }
 

@@ -58,6 +58,9 @@ type Config struct {
 	// OpenSubnet is where sandboxes with a network device have their addresses; nobody else may. Default: DefaultOpenSubnet.
 	OpenSubnet netip.Prefix
 
+	// Pool is how many sandboxes of each image in use are started ahead; at most MaxPool. 0 = none.
+	Pool int
+
 	Log *slog.Logger
 }
 
