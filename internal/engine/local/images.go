@@ -224,7 +224,7 @@ func (e *Engine) Snapshot(ctx context.Context, ref engine.Ref, spec sandbox.Spec
 	defer release()
 	layer, err := e.changes(ctx, en, k)
 	if err != nil {
-		return engine.Prepared{}, fmt.Errorf("taking a snapshot of %s: %w", k, err)
+		return engine.Prepared{}, e.ifEnded(ctx, ref, fmt.Errorf("taking a snapshot of %s: %w", k, err))
 	}
 	defer layer.Close()
 	base, err := os.ReadFile(filepath.Join(e.sandboxDir(k), imageFile)) // for "host" it may be another than today's

@@ -2,6 +2,7 @@ package local
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -145,6 +146,7 @@ func (r runner) Run(ctx context.Context, step build.Step) (_ io.ReadCloser, err 
 	defer func() {
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), startLimit)
 		defer cancel()
+		err = r.e.ifEnded(ctx, ref, err)
 		err = errors.Join(err, r.e.Destroy(undo, ref))
 	}()
 	if _, err := r.e.Create(ctx, ref, spec); err != nil {
@@ -159,6 +161,20 @@ func (r runner) Run(ctx context.Context, step build.Step) (_ io.ReadCloser, err 
 	}
 	defer release()
 	return r.e.changes(ctx, en, k)
+}
+
+// ifEnded says of an error that came about with a run that it has ended by itself, if it has: else a lost connection looks like the caller's.
+func (e *Engine) ifEnded(ctx context.Context, ref engine.Ref, err error) error {
+	p, exit := (*sandbox.Problem)(nil), (*build.ExitError)(nil)
+	if err == nil || ctx.Err() != nil || errors.As(err, &p) || errors.As(err, &exit) {
+		return err
+	}
+	st, inspectErr := e.Inspect(ctx, ref)
+	if inspectErr != nil || st.Phase != engine.PhaseGone {
+		return err
+	}
+	return &sandbox.Problem{Class: sandbox.ErrUnavailable, Code: "sandbox_ended", Err: err,
+		Detail: fmt.Sprintf("The sandbox in which this was done ended before it was: %s. Try again.", cmp.Or(st.Reason, "nothing is left of it"))}
 }
 
 // clearBuilds destroys the sandboxes of builds that an earlier process has left: nobody goes on with them, and no row names them.
