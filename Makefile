@@ -25,6 +25,11 @@ test: ## run all tests; installs what they need
 	@test/setup.sh
 	@test/run.sh
 
+.PHONY: soak
+soak: ## make and end 1,000 sandboxes, and kill things 100 times, as root and rootless; takes about an hour
+	@test/setup.sh
+	@SANDLOT_SOAK=$${SANDLOT_SOAK:-1000,100} test/run.sh ./test/e2e/ -run '^TestSoak$$' -v -timeout 0 -count 1
+
 .PHONY: lint
 lint: ## run all linters
 	@test/lint.sh

@@ -5,9 +5,11 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sandlot-dev/sandlot/api"
 	"github.com/sandlot-dev/sandlot/client"
 )
 
@@ -188,6 +191,53 @@ func (s *server) kill(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-s.exited
+}
+
+// call asks the server for what the client has no method for. in and out may be nil.
+func (s *server) call(t *testing.T, method, path string, in, out any) error {
+	t.Helper()
+	res, err := s.send(t, method, path, "application/json", in)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	if out == nil {
+		return nil
+	}
+	return json.NewDecoder(res.Body).Decode(out)
+}
+
+// send sends a request and returns the answer, whose body the caller closes; a refusal is an error that wraps *api.Problem. in is a reader, or
+// becomes JSON.
+func (s *server) send(t *testing.T, method, path, accept string, in any) (*http.Response, error) {
+	t.Helper()
+	body, ok := in.(io.Reader)
+	if !ok && in != nil {
+		data, err := json.Marshal(in)
+		if err != nil {
+			return nil, err
+		}
+		body = bytes.NewReader(data)
+	}
+	req, err := http.NewRequestWithContext(within(t), method, s.url+path, body)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Authorization", "Bearer "+adminKey)
+	req.Header.Set("Accept", accept)
+	if in != nil && !ok {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	res, err := s.HTTP.Do(req)
+	if err != nil || res.StatusCode/100 == 2 {
+		return res, err
+	}
+	defer res.Body.Close()
+	p := &api.Problem{Status: res.StatusCode}
+	if err := json.NewDecoder(io.LimitReader(res.Body, 1<<20)).Decode(p); err != nil {
+		return nil, fmt.Errorf("%s %s: %s, without a problem: %w", method, path, res.Status, err)
+	}
+	return nil, fmt.Errorf("%s %s: %w", method, path, p)
 }
 
 // within returns a context for one step.
