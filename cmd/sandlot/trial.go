@@ -67,7 +67,7 @@ func trial(ctx context.Context, eng *local.Engine, use func(context.Context, *gu
 		err = errors.Join(err, eng.Destroy(undo, ref), eng.DeleteVolume(undo, volume))
 	}()
 	if _, err := eng.Create(ctx, ref, sandbox.Spec{
-		Image: sandbox.Image{Source: sandbox.HostImage}, Volume: volume, Workdir: "/workspace", DiskMiB: 1024, Timeout: trialLimit, Network: sandbox.Network{Mode: sandbox.NetworkNone},
+		Image: sandbox.Image{Source: sandbox.HostImage}, Volume: volume, Workdir: sandbox.DefaultWorkdir, DiskMiB: sandbox.DefaultDiskMiB, Timeout: trialLimit, Network: sandbox.Network{Mode: sandbox.NetworkNone},
 	}); err != nil {
 		return nil, err
 	}

@@ -48,7 +48,6 @@ const (
 	maxWorkdir    = 255
 	minDiskMiB    = 16
 	maxMiB        = 16 << 20 // 16 TiB
-	defaultDisk   = 10240
 )
 
 var (
@@ -70,13 +69,13 @@ func (m *Manager) plan(req Request) (sandbox.Spec, engine.Engine, error) {
 	spec := sandbox.Spec{
 		Image:     req.Image,
 		Volume:    sandbox.Volume{Name: req.Volume},
-		Workdir:   cmp.Or(req.Workdir, "/workspace"),
+		Workdir:   cmp.Or(req.Workdir, sandbox.DefaultWorkdir),
 		Dir:       req.Workdir,
 		Env:       req.Env,
 		Labels:    req.Labels,
 		CPU:       req.CPU,
 		MemoryMiB: req.MemoryMiB,
-		DiskMiB:   cmp.Or(req.DiskMiB, defaultDisk),
+		DiskMiB:   cmp.Or(req.DiskMiB, sandbox.DefaultDiskMiB),
 		Timeout:   cmp.Or(req.Timeout, m.cfg.DefaultTimeout),
 		GPU:       req.GPU,
 		Network:   req.Network,

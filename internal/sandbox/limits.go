@@ -23,6 +23,7 @@ const (
 
 // The limits of a sandbox that asks for none. The others are not limited then.
 const (
+	DefaultDiskMiB   = 10240
 	DefaultPIDs      = 4096
 	DefaultOpenFiles = 1 << 16
 )

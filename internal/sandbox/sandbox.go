@@ -31,6 +31,9 @@ type Sandbox struct {
 	SuspendedUntil time.Time // when it ends if it still is
 }
 
+// DefaultWorkdir is where the volume is mounted if its maker doesn't say.
+const DefaultWorkdir = "/workspace"
+
 // Spec is what was asked of a sandbox, with every default filled in. It holds no secret: engines write it to disk.
 type Spec struct {
 	Image     Image             `json:"image"`

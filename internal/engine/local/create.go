@@ -71,7 +71,14 @@ func (e *Engine) Create(ctx context.Context, ref engine.Ref, spec sandbox.Spec) 
 	if err := e.destroy(ctx, en, k); err != nil {
 		return nil, fmt.Errorf("clearing what is left of an earlier attempt: %w", err)
 	}
-	if err := e.create(ctx, en, k, spec); err != nil {
+	made := e.pool.creating(spec)
+	if e.pool.adopt(ctx, en, k, spec) {
+		made(true)
+		return []byte(k), nil
+	}
+	err = e.create(ctx, en, k, spec)
+	made(err == nil)
+	if err != nil {
 		undo, cancelUndo := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 		defer cancelUndo()
 		return nil, errors.Join(fmt.Errorf("creating sandbox %s: %w", k, err), e.destroy(undo, en, k))
@@ -105,10 +112,8 @@ func (e *Engine) check(spec sandbox.Spec) error {
 
 // create makes and starts the sandbox. What it leaves behind on an error, destroy frees.
 func (e *Engine) create(ctx context.Context, en *entry, k string, spec sandbox.Spec) error {
-	if n, err := free(e.cfg.Dir); err != nil {
+	if err := e.roomToStart(); err != nil {
 		return err
-	} else if n < minFree {
-		return fmt.Errorf("%w: the disk of %s has only %d MiB left; free some", sandbox.ErrUnavailable, e.cfg.Dir, n>>20)
 	}
 	base, err := e.rangeFor(spec)
 	if err != nil {
@@ -148,6 +153,15 @@ func (e *Engine) create(ctx context.Context, en *entry, k string, spec sandbox.S
 	return e.await(ctx, k, c.SandboxPid())
 }
 
+// roomToStart refuses to start a sandbox on a disk that is nearly full.
+func (e *Engine) roomToStart() error {
+	n, err := free(e.cfg.Dir)
+	if err == nil && n < minFree {
+		err = fmt.Errorf("%w: the disk of %s has only %d MiB left; free some", sandbox.ErrUnavailable, e.cfg.Dir, n>>20)
+	}
+	return err
+}
+
 // limit puts a container that has been made, and not started, under its limits: no code of the user has run yet, so they hold from the first
 // instruction.
 func (e *Engine) limit(k string, spec sandbox.Spec, c *container.Container) error {
@@ -179,6 +193,9 @@ func (e *Engine) makeBundle(ctx context.Context, k string, spec sandbox.Spec, ba
 		if err := errors.Join(os.Mkdir(d, 0o700), os.Lchown(d, int(base), int(base))); err != nil {
 			return bundle{}, err
 		}
+	}
+	if err := e.makeSlotVolume(k, spec, base); err != nil {
+		return bundle{}, err
 	}
 	granted, err := e.keepRecord(k, spec)
 	if err != nil {

@@ -57,7 +57,8 @@ func (e *Engine) stop(ctx context.Context, en *entry, k string) error {
 		}
 		en.made = nil
 	}
-	procs, err := runtimeProcesses(e.conf.RootDir)
+	id := e.containerID(k)
+	procs, err := e.living()
 	errs = append(errs, err)
 	for _, p := range procs.of(k) {
 		errs = append(errs, kill(ctx, p, e.conf.RootDir))
@@ -65,13 +66,13 @@ func (e *Engine) stop(ctx context.Context, en *entry, k string) error {
 	if err := errors.Join(errs...); err != nil {
 		return err // the files of a living sandbox stay
 	}
-	errs = append(errs, e.networks.detach(k), e.cgroups.remove(ctx, k))
-	for _, name := range []string{"_sandbox:" + k + ".state", "_sandbox:" + k + ".lock"} {
-		errs = append(errs, remove(filepath.Join(e.conf.RootDir, k+name)))
+	errs = append(errs, e.networks.detach(k), e.cgroups.remove(ctx, id))
+	for _, name := range []string{"_sandbox:" + id + ".state", "_sandbox:" + id + ".lock"} {
+		errs = append(errs, remove(filepath.Join(e.conf.RootDir, id+name)))
 	}
 	// Where the path would be longer than a socket's address can be, gVisor makes its control socket elsewhere.
 	for _, dir := range []string{e.conf.RootDir, "/var/run", "/run", "/tmp"} {
-		errs = append(errs, remove(filepath.Join(dir, "runsc-"+k+".sock")))
+		errs = append(errs, remove(filepath.Join(dir, "runsc-"+id+".sock")))
 	}
 	return errors.Join(errs...)
 }
@@ -123,7 +124,7 @@ func (e *Engine) find(ctx context.Context) (map[string]engine.Listed, error) {
 			add(d.Name(), fi.ModTime(), "")
 		}
 	}
-	procs, err := runtimeProcesses(e.conf.RootDir)
+	procs, err := e.living()
 	if err != nil {
 		return nil, err
 	}

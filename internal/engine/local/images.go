@@ -243,7 +243,7 @@ func (e *Engine) changes(ctx context.Context, en *entry, k string) (io.ReadClose
 	c := en.made
 	if c == nil {
 		var err error
-		if c, err = container.Load(e.conf.RootDir, container.FullID{SandboxID: k, ContainerID: k}, container.LoadOpts{}); err != nil {
+		if c, err = container.Load(e.conf.RootDir, e.fullID(k), container.LoadOpts{}); err != nil {
 			return nil, fmt.Errorf("%w: the sandbox is gone: %w", sandbox.ErrNotFound, err)
 		}
 	}

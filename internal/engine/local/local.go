@@ -4,6 +4,7 @@
 //
 // On disk, under Config.Dir:
 //
+//	sandboxes/pool-X/   a sandbox that was started ahead and is nobody's yet: see pool
 //	sandboxes/KEY/      one run: bundle/ (config.json, root/), socket/ and state/ (shared with its guest), checkpoint/ while it is
 //	                    suspended; KEY is Ref.ID-Ref.Run
 //	volumes/VOL/        one volume; its owner tells which range of uids its sandboxes have
@@ -91,6 +92,7 @@ type Engine struct {
 	allocating sync.Mutex // of GPUs
 
 	networks *networks
+	pool     *pool
 
 	mu      sync.Mutex
 	entries map[string]*entry // by key; runs that this process works on or has made
@@ -168,16 +170,21 @@ func Open(cfg Config) (*Engine, error) {
 		return nil, errors.Join(fmt.Errorf("opening the local engine: %w", err), e.netns.Close(), e.stage.close(), e.images.Close())
 	}
 	e.openGPUs()
+	e.pool = newPool(e)
 	e.watches = newWatchdog(e)
+	e.removeSlots()
 	if err := e.watches.resume(context.Background()); err != nil {
 		return nil, errors.Join(fmt.Errorf("looking for sandboxes to watch: %w", err), e.Close())
 	}
 	e.clearBuilds()
+	e.pool.start()
 	return e, nil
 }
 
-// Close waits for suspensions under way and gives the standard streams back. Sandboxes go on running.
+// Close waits for suspensions under way and gives the standard streams back. Sandboxes go on running, but for those that nobody has
+// asked for yet.
 func (e *Engine) Close() error {
+	e.pool.close()
 	e.working.Wait()
 	e.mu.Lock()
 	for k, en := range e.entries {
@@ -285,7 +292,7 @@ func (e *Engine) Inspect(ctx context.Context, ref engine.Ref) (engine.Status, er
 	if e.suspended(k) {
 		return engine.Status{Phase: engine.PhaseSuspended}, nil
 	}
-	procs, err := runtimeProcesses(e.conf.RootDir)
+	procs, err := e.living()
 	if err != nil {
 		return engine.Status{}, fmt.Errorf("inspecting %s: %w", k, err)
 	}
@@ -339,7 +346,7 @@ func (e *Engine) Dial(ctx context.Context, ref engine.Ref) (net.Conn, error) {
 		return nil, errSuspended(k)
 	}
 	class := sandbox.ErrUnavailable
-	if procs, procsErr := runtimeProcesses(e.conf.RootDir); procsErr == nil && !e.creating(k) && !procs.of(k).has(roleSentry) {
+	if procs, procsErr := e.living(); procsErr == nil && !e.creating(k) && !procs.of(k).has(roleSentry) {
 		class = sandbox.ErrNotFound
 	}
 	return nil, fmt.Errorf("%w: dialing the guest of %s: %w", class, k, err)

@@ -55,7 +55,8 @@ const (
 // process is a living sentry or gofer of ours.
 type process struct {
 	pid  int
-	key  string
+	id   string // of its container, to gVisor
+	key  string // of the run that it belongs to
 	role role
 }
 
@@ -73,6 +74,29 @@ func (ps processes) of(key string) processes {
 
 func (ps processes) has(r role) bool {
 	return slices.ContainsFunc(ps, func(p process) bool { return p.role == r })
+}
+
+// living finds the processes of this engine's runs.
+func (e *Engine) living() (processes, error) {
+	procs, err := runtimeProcesses(e.conf.RootDir)
+	if err != nil {
+		return nil, err
+	}
+	var runs map[string]string
+	for i, p := range procs {
+		if !isSlot(p.id) {
+			continue
+		}
+		if runs == nil {
+			if runs, err = e.adopted(); err != nil {
+				return nil, err
+			}
+		}
+		if k, ok := runs[p.id]; ok {
+			procs[i].key = k
+		}
+	}
+	return procs, nil
 }
 
 // runtimeProcesses finds the living gVisor processes whose state directory is root, also those that have no state file:
@@ -119,7 +143,7 @@ func parseCmdline(cmdline []byte, root string) (process, bool) {
 		}
 		k = filepath.Base(filepath.Dir(argv[i+1]))
 	}
-	return process{key: k, role: r}, true
+	return process{id: k, key: k, role: r}, true
 }
 
 // kill ends a process and waits until it is gone. The pid was read from /proc a moment ago; a pidfd and a second look at the
@@ -135,7 +159,7 @@ func kill(ctx context.Context, p process, root string) error {
 	defer unix.Close(fd)
 	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.pid))
 	ending := err == nil && len(cmdline) == 0 // its memory is gone already
-	if again, ok := parseCmdline(cmdline, root); !ending && (err != nil || !ok || again.key != p.key) {
+	if again, ok := parseCmdline(cmdline, root); !ending && (err != nil || !ok || again.id != p.id) {
 		return nil // it has ended, and the number is somebody else's
 	}
 	if !ending {

@@ -73,7 +73,7 @@ func (e *Engine) agent(spec sandbox.Spec) (uid, gid int) {
 
 // rangeFor returns the host's uid that stands for root in a sandbox of spec: its volume's, or without a volume one of its own.
 func (e *Engine) rangeFor(spec sandbox.Spec) (uint32, error) {
-	if spec.Volume.ID != "" {
+	if spec.Volume.ID != "" && spec.Volume.ID != slotVolume {
 		uid, gid := e.agent(spec)
 		_, base, err := e.volumeFor(spec.Volume, uid, gid)
 		return base, err

@@ -98,7 +98,11 @@ func (e *Engine) ociSpec(k string, spec sandbox.Spec, base uint32, mounts []Moun
 		// Not on the writable layer: a full disk inside must not cost a run its output.
 		bind(filepath.Join(dir, "state"), guest.StateDir, "rw"),
 	)
-	if spec.Volume.ID != "" { // a build has none
+	switch spec.Volume.ID {
+	case "": // a build has none
+	case slotVolume:
+		s.Mounts = append(s.Mounts, bind(filepath.Join(dir, slotVolumeDir), spec.Workdir, "rw"))
+	default:
 		s.Mounts = append(s.Mounts, bind(filepath.Join(e.stage.dir, "volumes", spec.Volume.ID), spec.Workdir, "rw"))
 	}
 	return s

@@ -126,7 +126,7 @@ func (e *Engine) whole(ctx context.Context, k string, do func(context.Context, *
 func (e *Engine) killAll(k string) {
 	ctx, cancel := context.WithTimeout(context.Background(), startLimit)
 	defer cancel()
-	procs, err := runtimeProcesses(e.conf.RootDir)
+	procs, err := e.living()
 	for _, p := range procs.of(k) {
 		err = errors.Join(err, kill(ctx, p, e.conf.RootDir))
 	}
@@ -138,14 +138,14 @@ func (e *Engine) killAll(k string) {
 // load returns gVisor's view of a living run. What it says of the run's status is of no use: a server that died while it restored the run
 // has left that wrong for ever, and package container panics over it. So below, its Sandbox is asked directly.
 func (e *Engine) load(k string) (*container.Container, error) {
-	procs, err := runtimeProcesses(e.conf.RootDir)
+	procs, err := e.living()
 	if err != nil {
 		return nil, err
 	}
 	if alive := procs.of(k); !alive.has(roleSentry) || !alive.has(roleGofer) {
 		return nil, fmt.Errorf("%w: it has ended", sandbox.ErrNotFound)
 	}
-	c, err := container.Load(e.conf.RootDir, container.FullID{SandboxID: k, ContainerID: k}, container.LoadOpts{Exact: true, SkipCheck: true})
+	c, err := container.Load(e.conf.RootDir, e.fullID(k), container.LoadOpts{Exact: true, SkipCheck: true})
 	if err != nil {
 		return nil, fmt.Errorf("gVisor doesn't know it: %w", err)
 	}
@@ -208,15 +208,15 @@ func (e *Engine) checkpoint(ctx context.Context, k string, c *container.Containe
 	if err := os.WriteFile(filepath.Join(dir, pausing), nil, 0o600); err != nil {
 		return err
 	}
-	if err := c.Sandbox.Pause(k); err != nil {
+	if err := c.Sandbox.Pause(c.ID); err != nil {
 		return fmt.Errorf("gVisor could not pause it: %w", explain(err))
 	}
 	if err := os.WriteFile(filepath.Join(dir, paused), nil, 0o600); err != nil {
-		return errors.Join(err, c.Sandbox.Resume(k)) // without the mark, nobody would know
+		return errors.Join(err, c.Sandbox.Resume(c.ID)) // without the mark, nobody would know
 	}
 	// Resume means that gVisor doesn't kill it: it would do so even when it fails.
 	opts := gsandbox.CheckpointOpts{Compression: statefile.CompressionLevelNone, Resume: true}
-	if err := c.Sandbox.Checkpoint(e.conf, k, dir, opts); err != nil {
+	if err := c.Sandbox.Checkpoint(e.conf, c.ID, dir, opts); err != nil {
 		return &checkpointError{err}
 	}
 	if err := writeManifest(dir); err != nil {
@@ -262,12 +262,12 @@ func (e *Engine) thaw(ctx context.Context, k string, c *container.Container, inh
 		if err := remove(e.imagePath(k, filepath.Join(imageNew, paused))); err != nil {
 			return err
 		}
-		resumed = c.Sandbox.Resume(k) // waits for a checkpoint that an earlier process has begun
+		resumed = c.Sandbox.Resume(c.ID) // waits for a checkpoint that an earlier process has begun
 	}
 	err := e.comeBack(ctx, k, c)
 	if err != nil && inherited && !is && e.hasImage(k, filepath.Join(imageNew, pausing)) && ctx.Err() == nil {
 		// That process died just when it paused it or let it go on: a guest that isn't paused would have come back.
-		resumed = c.Sandbox.Resume(k)
+		resumed = c.Sandbox.Resume(c.ID)
 		err = e.comeBack(ctx, k, c)
 	}
 	if err != nil {
@@ -289,7 +289,7 @@ func (e *Engine) refuse(ctx context.Context, k string, c *container.Container, e
 func (e *Engine) comeBack(ctx context.Context, k string, c *container.Container) error {
 	ctx, cancel := context.WithTimeout(ctx, comeBackLimit)
 	defer cancel()
-	if err := c.Sandbox.SignalContainer(k, signalBack, false); err != nil { // without it, it comes back later
+	if err := c.Sandbox.SignalContainer(c.ID, signalBack, false); err != nil { // without it, it comes back later
 		e.cfg.Log.Warn("a guest is not told that it is back", "sandbox", k, "err", err)
 	}
 	if err := e.await(ctx, k, c.SandboxPid()); err != nil {
@@ -359,6 +359,10 @@ func (e *Engine) restore(ctx context.Context, en *entry, k string, spec sandbox.
 	if err != nil {
 		return err
 	}
+	// What comes back has its own name, though it was adopted: the processes that had the other are gone.
+	if err := remove(e.containerFile(k)); err != nil {
+		return err
+	}
 	conf := *e.conf
 	conf.PanicLog = filepath.Join(e.sandboxDir(k), panicLog)
 	// It is our own, but for the places of its files, which may have moved.
@@ -422,7 +426,7 @@ func (e *Engine) recoverResume(ctx context.Context, en *entry, k string) (restor
 
 // expose makes the host's kernel take a run's processes first, which gVisor does last when it restores.
 func (e *Engine) expose(k string) {
-	procs, err := runtimeProcesses(e.conf.RootDir)
+	procs, err := e.living()
 	var pids []int
 	for _, p := range procs.of(k) {
 		pids = append(pids, p.pid)

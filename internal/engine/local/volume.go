@@ -31,6 +31,7 @@ func (e *Engine) DeleteVolume(_ context.Context, v sandbox.Volume) error {
 	if !sandbox.IsID(v.ID, sandbox.PrefixVolume) {
 		return fmt.Errorf("%w: volume ID %q", sandbox.ErrInvalid, v.ID)
 	}
+	e.pool.forgetVolume(v.ID)
 	if err := removeTree(filepath.Join(e.cfg.Dir, "volumes", v.ID)); err != nil {
 		return fmt.Errorf("deleting volume %s: %w", v.ID, err)
 	}

@@ -58,7 +58,7 @@ func (e *Engine) record(k string) (record, error) {
 
 // ranOut reports whether a run that is gone ended because its memory was used up.
 func (e *Engine) ranOut(k string) bool {
-	if e.cgroups.oomKills(k) > 0 {
+	if e.cgroups.oomKills(e.containerID(k)) > 0 {
 		return true
 	}
 	_, err := os.Lstat(filepath.Join(e.sandboxDir(k), oomFile))
@@ -121,7 +121,7 @@ func (w *watchdog) start(k string, limitMiB int64, c *container.Container) error
 	if !w.e.cgroups.has("memory") {
 		if c == nil {
 			var err error
-			c, err = container.Load(w.e.conf.RootDir, container.FullID{SandboxID: k, ContainerID: k}, container.LoadOpts{Exact: true, SkipCheck: true})
+			c, err = container.Load(w.e.conf.RootDir, w.e.fullID(k), container.LoadOpts{Exact: true, SkipCheck: true})
 			if err != nil {
 				return fmt.Errorf("loading %s: %w", k, err)
 			}
@@ -176,7 +176,7 @@ func (w *watchdog) watch(ctx context.Context, k string, limit int64, used func()
 		}
 		wait, over := watchSeldom, false
 		if used == nil {
-			over = w.e.cgroups.oomKills(k) > 0
+			over = w.e.cgroups.oomKills(w.e.containerID(k)) > 0
 		} else {
 			n, err := used()
 			if err != nil {
@@ -199,7 +199,7 @@ func (w *watchdog) watch(ctx context.Context, k string, limit int64, used func()
 
 // endRun kills a run that has used up its memory, and notes before that it did: a later process must not take it for a crash.
 func (w *watchdog) endRun(ctx context.Context, k string) error {
-	procs, err := runtimeProcesses(w.e.conf.RootDir)
+	procs, err := w.e.living()
 	if err != nil {
 		return err
 	}
@@ -220,7 +220,7 @@ func (w *watchdog) endRun(ctx context.Context, k string) error {
 
 // resume watches the runs that an earlier process has left.
 func (w *watchdog) resume(ctx context.Context) error {
-	procs, err := runtimeProcesses(w.e.conf.RootDir)
+	procs, err := w.e.living()
 	if err != nil {
 		return err
 	}
