@@ -11,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
@@ -28,14 +27,12 @@ func (s *Store) Export(ctx context.Context, id string, format Format, as string,
 	defer done()
 	ref := ""
 	if as != "" {
-		tag, err := name.NewTag(as)
-		if err == nil {
-			_, err = parse(as)
-		}
-		if err != nil {
+		if !IsTag(as) {
 			return sandbox.Invalid("name", "%q is not a name for an image. Write it as in name:tag.", as)
 		}
-		ref = canonical(tag)
+		if ref, err = Canonical(as); err != nil {
+			return err
+		}
 	}
 	r, unpin, err := s.hold(id)
 	if err != nil {

@@ -28,6 +28,13 @@ func Canonical(ref string) (string, error) {
 	return canonical(r), nil
 }
 
+// IsTag reports whether ref can be an image's name in an archive: a name, perhaps with a tag, but no digest.
+func IsTag(ref string) bool {
+	r, err := parse(ref)
+	_, ok := r.(name.Tag)
+	return err == nil && ok
+}
+
 func parse(ref string) (name.Reference, error) {
 	if len(ref) > 512 {
 		return nil, sandbox.Invalid(fieldRegistry, "The name of the image is too long.")

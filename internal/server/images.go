@@ -161,7 +161,13 @@ func (s *Server) exportImage(ctx context.Context, c *call, in *exportInput) (*hu
 			return
 		}
 		if err := s.cfg.Manager.ExportImage(ctx, c.account, in.Image, engine.ArchiveFormat(in.Format), c.w); err != nil {
-			c.fail(problemOf(err))
+			p := problemOf(err)
+			if c.w.status == 0 {
+				h.Del("Content-Disposition")
+				writeProblem(c.w, c.r, p)
+				return
+			}
+			c.fail(p)
 			panic(http.ErrAbortHandler) // half an archive must not look like a whole one
 		}
 	}}, nil

@@ -176,8 +176,11 @@ func (e *Engine) ImportImages(ctx context.Context, archive io.Reader, report fun
 	return out, nil
 }
 
-// ExportImage implements engine.Images.
+// ExportImage implements engine.Images. What people call an image may be no name that an archive could hold; then it holds none.
 func (e *Engine) ExportImage(ctx context.Context, digest string, format engine.ArchiveFormat, name string, w io.Writer) error {
+	if !image.IsTag(name) {
+		name = ""
+	}
 	return e.images.Export(ctx, digest, image.Format(format), name, w)
 }
 

@@ -253,6 +253,12 @@ func TestSnapshots(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			for _, name := range []string{"set up", "app@" + p.Image.Digest, "app:1"} { // whatever people call it
+				var archive bytes.Buffer
+				if err := s.ExportImage(t.Context(), p.Image.Digest, engine.ArchiveFormat("oci"), name, &archive); err != nil || archive.Len() == 0 {
+					t.Errorf("exported as %q: %d bytes, %v", name, archive.Len(), err)
+				}
+			}
 			tell(t, c, "root", "echo after > /opt/tool/file") // it goes on
 			next := sp
 			next.Image, next.Volume = p.Image, spec().Volume
@@ -317,6 +323,9 @@ func TestBadImages(t *testing.T) {
 	_, err := s.Create(t.Context(), ref, sp)
 	if p := (*sandbox.Problem)(nil); !errors.As(err, &p) || p.Field != "workdir" {
 		t.Errorf("a workdir that is a file: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(s.dir, "local", "volumes", sp.Volume.ID)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("its volume is there: %v", err)
 	}
 	for l := range s.List(t.Context()) {
 		t.Errorf("left behind: %+v", l)
