@@ -115,21 +115,18 @@ func (e *Engine) create(ctx context.Context, en *entry, k string, spec sandbox.S
 	if err := e.roomToStart(); err != nil {
 		return err
 	}
-	base, err := e.rangeFor(spec)
-	if err != nil {
-		return err
-	}
 	conf := *e.conf
 	conf.PanicLog = filepath.Join(e.sandboxDir(k), panicLog)
 	var dev *device
 	if spec.Network.Mode == sandbox.NetworkOpen {
+		var err error
 		if dev, err = e.networks.attach(ctx, k); err != nil {
 			return fmt.Errorf("making its network device: %w", err)
 		}
 		defer dev.release()
 		conf.Network = config.NetworkSandbox
 	}
-	bundle, err := e.makeBundle(ctx, k, spec, base, &conf, dev)
+	bundle, err := e.makeBundle(ctx, k, spec, &conf, dev)
 	if err != nil {
 		return fmt.Errorf("making its bundle: %w", err)
 	}
@@ -181,21 +178,13 @@ type bundle struct {
 
 // makeBundle lays out the sandbox's own directory. Its first entry, made here, is also the label by which List knows the run.
 // dev is its network device, nil for none.
-func (e *Engine) makeBundle(ctx context.Context, k string, spec sandbox.Spec, base uint32, conf *config.Config, dev *device) (bundle, error) {
+func (e *Engine) makeBundle(ctx context.Context, k string, spec sandbox.Spec, conf *config.Config, dev *device) (bundle, error) {
 	dir := e.sandboxDir(k)
 	b := bundle{dir: filepath.Join(dir, "bundle")}
 	for _, d := range []string{dir, b.dir} {
 		if err := os.Mkdir(d, 0o711); err != nil {
 			return bundle{}, err
 		}
-	}
-	for _, d := range []string{e.socketDir(k), e.stateDir(k)} { // of root inside
-		if err := errors.Join(os.Mkdir(d, 0o700), os.Lchown(d, int(base), int(base))); err != nil {
-			return bundle{}, err
-		}
-	}
-	if err := e.makeSlotVolume(k, spec, base); err != nil {
-		return bundle{}, err
 	}
 	granted, err := e.keepRecord(k, spec)
 	if err != nil {
@@ -207,6 +196,19 @@ func (e *Engine) makeBundle(ctx context.Context, k string, spec sandbox.Spec, ba
 	}
 	mounts, err := e.linkRoot(ctx, k, spec, filepath.Join(b.dir, rootFile))
 	if err != nil {
+		return bundle{}, err
+	}
+	// The volume is made once nothing is left to refuse: a sandbox that can't be leaves none.
+	base, err := e.rangeFor(spec)
+	if err != nil {
+		return bundle{}, err
+	}
+	for _, d := range []string{e.socketDir(k), e.stateDir(k)} { // of root inside
+		if err := errors.Join(os.Mkdir(d, 0o700), os.Lchown(d, int(base), int(base))); err != nil {
+			return bundle{}, err
+		}
+	}
+	if err := e.makeSlotVolume(k, spec, base); err != nil {
 		return bundle{}, err
 	}
 	b.spec = e.ociSpec(k, spec, base, mounts, time.Now())
