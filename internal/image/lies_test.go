@@ -228,7 +228,7 @@ func TestRegistryFailures(t *testing.T) {
 			return nil, &net.OpError{Op: "dial", Err: &net.DNSError{Name: "registry.test", IsNotFound: true}}
 		})), class: sandbox.ErrUnavailable, code: "registry_unreachable", words: []string{"registry.test", "resolved"}},
 		{name: "refused by the guard", ref: "registry.test/app", config: transport(roundTrip(func(*http.Request) (*http.Response, error) {
-			return nil, &sandbox.Problem{Class: sandbox.ErrInvalid, Code: "private_address", Field: "image.registry", Detail: "No private addresses."}
+			return nil, &sandbox.Problem{Class: sandbox.ErrInvalid, Code: "private_address", Detail: "No private addresses."}
 		})), class: sandbox.ErrInvalid, code: "private_address"},
 		{name: "stalls at once", ref: ref, hook: onPath("/v2/", stall), config: quick, class: sandbox.ErrUnavailable, code: "registry_stalled"},
 		{name: "stalls before a manifest", ref: ref, hook: onPath("/manifests/1", stall), config: quick, class: sandbox.ErrUnavailable, code: "registry_stalled"},

@@ -45,7 +45,7 @@ func (s *Store) Pull(ctx context.Context, ref string, auth Auth, report func(Pro
 	report(Progress{Phase: PhaseResolve, Text: "Looking up " + res.Reference + "."})
 	c, err := s.connect(ctx, r.Context(), auth)
 	if err != nil {
-		return Image{}, res, err
+		return Image{}, res, at(fieldRegistry, err)
 	}
 	img, found, err := s.here(ctx, c, r, report)
 	if err != nil {
