@@ -9,7 +9,7 @@ import (
 )
 
 // pooled is how many sandboxes of an image the server with a pool keeps started.
-const pooled = 0
+const pooled = 2
 
 // The sides of a start.
 const (

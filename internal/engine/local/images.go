@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/runsc/container"
 
 	"github.com/sandlot-dev/sandlot/internal/engine"
@@ -34,8 +35,15 @@ const (
 
 // openImages opens the store of images and makes the image "host".
 func (e *Engine) openImages() (err error) {
-	if e.images, err = image.Open(image.Config{Dir: filepath.Join(e.cfg.Dir, imagesDir), Transport: e.cfg.Registry, Log: e.cfg.Log}); err != nil {
-		return err
+	// A process that was just killed may have left a child that is about to become gVisor, and holds the store's lock until it is.
+	for late := time.Now().Add(2 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		e.images, err = image.Open(image.Config{Dir: filepath.Join(e.cfg.Dir, imagesDir), Transport: e.cfg.Registry, Log: e.cfg.Log})
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(late) {
+			return err
+		}
 	}
 	defer func() {
 		if err != nil {

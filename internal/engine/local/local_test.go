@@ -170,7 +170,11 @@ func harness(cfg local.Config) enginetest.Harness {
 // killRuntime kills gVisor's process of one role, as the host's OOM killer would.
 func killRuntime(t *testing.T, dir string, ref engine.Ref, role string) {
 	t.Helper()
-	key := string(ref.ID) + "-" + ref.Run
+	killContainer(t, dir, containerOf(dir, ref), role)
+}
+
+func killContainer(t *testing.T, dir, key, role string) {
+	t.Helper()
 	found := false
 	for _, pid := range pids(t) {
 		cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)) // gone is no match
@@ -280,7 +284,7 @@ func TestContractRootless(t *testing.T) {
 			}
 			cfg := config(t, dir)
 			self := copyFile(t, "/proc/self/exe", filepath.Join(dir, "local.test"))
-			cmd := exec.CommandContext(t.Context(), self, "-test.run=^Test(Contract$|Socket|Orphans|Files|CPU|Suspend|Wall)", "-test.v")
+			cmd := exec.CommandContext(t.Context(), self, "-test.run=^Test(Contract$|Socket|Orphans|Files|CPU|Suspend|Wall|Pool(Adopts|Volumes|Dead|Suspends))", "-test.v")
 			cmd.Dir = home
 			cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "TMPDIR=" + home, guestEnv + "=" + cfg.Guest, runtimeEnv + "=" + cfg.Runtime, childEnv + "=" + name,
 				climbEnv + "=" + climber(t, dir)}
