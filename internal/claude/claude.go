@@ -84,6 +84,9 @@ func command(p Prompt, uuid string, resume bool, spec sandbox.Spec, run string) 
 	if spec.Env["HOME"] != "" { // the sandbox's maker wants another; where transcripts are is ours to say
 		delete(env, "HOME")
 	}
+	if spec.Env["CLAUDE_CODE_SHELL"] == "" {
+		env["CLAUDE_CODE_SHELL"] = guest.Shell // where it isn't there, the CLI looks for one itself
+	}
 	return guest.Command{
 		ID: run, Argv: argv, Env: env, Dir: spec.Workdir, User: guest.UserAgent,
 		Stdio: guest.StdioPTYStdout, Stdin: []byte(p.Text),

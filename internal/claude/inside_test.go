@@ -97,6 +97,12 @@ func TestCommandKeepsTheUsersHome(t *testing.T) {
 		!slices.Contains(cmd.Argv, "--resume=u") || !slices.Contains(cmd.Argv, "--permission-mode=plan") {
 		t.Errorf("command %+v", cmd)
 	}
+	for own, want := range map[string]string{"": guest.Shell, "/opt/bash": ""} {
+		cmd := command(Prompt{}, "u", false, sandbox.Spec{Workdir: "/w", Env: map[string]string{"CLAUDE_CODE_SHELL": own}}, "run_1")
+		if got := cmd.Env["CLAUDE_CODE_SHELL"]; got != want {
+			t.Errorf("with the shell %q of the sandbox's maker the command's is %q, want %q", own, got, want)
+		}
+	}
 }
 
 // oneFile is a file system that holds what is written to it.

@@ -12,6 +12,7 @@ import (
 // Where things are inside a sandbox. Engines mount and start by these names.
 const (
 	Program    = "/run/sandlot/bin/sandlot-guest" // the helper, read-only
+	Shell      = "/run/sandlot/shell/bash"        // leads to the image's sh where an image has no bash: Claude Code asks for one by name
 	SocketDir  = "/run/sandlot/socket"            // shared with the host; the guest listens in it
 	SocketName = "guest.sock"
 	StateDir   = "/var/lib/sandlot" // journals; of the guest's user only

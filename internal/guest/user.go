@@ -30,8 +30,11 @@ func (s *Server) who(user string) (identity, error) {
 	agent := identity{name: UserAgent, uid: uint32(s.cfg.AgentUID), gid: uint32(s.cfg.AgentGID)}
 	switch user {
 	case "", UserAgent:
+		number := strconv.Itoa(s.cfg.AgentUID)
 		if agent.uid == 0 {
 			agent.name = UserRoot
+		} else if own, err := lookupUser(s.cfg.Root, number); err == nil && own.name != number {
+			agent.name = own.name // it may be the image's user: USER says what id and whoami do
 		}
 		return agent, nil
 	case UserRoot:
@@ -156,7 +159,20 @@ func furnish(root string, uid, gid int, home string) error {
 			appendLine(filepath.Join(root, "etc/passwd"), fmt.Sprintf("%s:x:%d:%d:agent:%s:/bin/sh\n", UserAgent, uid, gid, home)),
 			appendLine(filepath.Join(root, "etc/group"), fmt.Sprintf("%s:x:%d:\n", UserAgent, gid)))
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, furnishShell(root))...)
+}
+
+// furnishShell puts Shell where an image has a shell, but none that Claude Code takes for one.
+func furnishShell(root string) error {
+	for _, dir := range []string{"bin", "usr/bin", "usr/local/bin"} {
+		for _, name := range []string{"bash", "zsh"} {
+			if _, err := os.Lstat(filepath.Join(root, dir, name)); err == nil {
+				return nil
+			}
+		}
+	}
+	path := filepath.Join(root, Shell)
+	return errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte("#!/bin/sh\nexec /bin/sh \"$@\"\n"), 0o755))
 }
 
 // appendLine adds a line to a file whose last line may lack its end.

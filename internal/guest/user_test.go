@@ -57,6 +57,18 @@ func TestUsersAreLookedUpInTheSandbox(t *testing.T) {
 	}
 }
 
+func TestTheAgentHasTheImagesName(t *testing.T) {
+	root := rootWith(t, map[string]string{"etc/passwd": "root:x:0:0:root:/root:/bin/sh\nnode:x:1000:1001:Node:/home/node:/bin/sh\n"})
+	for uid, want := range map[int]string{0: UserRoot, 1000: "node", 4242: UserAgent} {
+		s := &Server{cfg: Config{Root: root, AgentUID: uid, AgentGID: 7}}
+		for _, user := range []string{"", UserAgent} {
+			if got, err := s.who(user); err != nil || got.name != want || got.uid != uint32(uid) || got.gid != 7 {
+				t.Errorf("%q with uid %d is %+v, %v; want %s", user, uid, got, err, want)
+			}
+		}
+	}
+}
+
 func TestAnImageIsFurnished(t *testing.T) {
 	for name, tc := range map[string]struct {
 		files map[string]string
@@ -89,6 +101,16 @@ func TestAnImageIsFurnished(t *testing.T) {
 				t.Errorf("/tmp: %v, %v", fi, err)
 			}
 		})
+	}
+	for have, want := range map[string]error{"bin/sh": nil, "bin/bash": os.ErrNotExist, "usr/local/bin/zsh": os.ErrNotExist} {
+		root := rootWith(t, map[string]string{have: ""})
+		if err := furnish(root, 1000, 1000, "/h"); err != nil {
+			t.Fatal(err)
+		}
+		fi, err := os.Stat(filepath.Join(root, Shell))
+		if !errors.Is(err, want) || err == nil && fi.Mode().Perm() != 0o755 {
+			t.Errorf("an image with %s has %v, %v", have, fi, err)
+		}
 	}
 	root := rootWith(t, map[string]string{"etc/passwd": "root:x:0:0::/:\nagent:x:500:500::/:\n"})
 	if err := furnish(root, 1000, 1000, "/h"); err != nil {
