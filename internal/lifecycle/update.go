@@ -77,6 +77,9 @@ func (m *Manager) Update(ctx context.Context, account string, id sandbox.ID, c C
 
 // changeNetwork fills in the defaults of n, checks it, and has the engine apply it where a network device is concerned.
 func (m *Manager) changeNetwork(ctx context.Context, sb sandbox.Sandbox, e engine.Engine, n *sandbox.Network) error {
+	if n.Mode == "" { // the default of a new sandbox would open what was closed
+		return sandbox.Invalid("network.mode", "Say which mode the network is to have.")
+	}
 	policy, err := m.policy(*n, e.Capabilities())
 	if err != nil {
 		return err
