@@ -43,10 +43,9 @@ var walk = work{"find over the root", func(string) []string { return []string{"/
 
 // site is one place to work in: a side, and how to do something in a fresh sandbox of it.
 type site struct {
-	name  string
-	dir   string // where writing work is done
-	walks bool   // the root is looked at here
-	open  func(ctx context.Context) (do func(argv ...string) error, remove func() error, err error)
+	name string
+	dir  string // where writing work is done
+	open func(ctx context.Context) (do func(argv ...string) error, remove func() error, err error)
 }
 
 // files measures work with many files, in sandboxes that have done nothing before, on the file systems that were tried.

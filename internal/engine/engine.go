@@ -67,6 +67,7 @@ type Capabilities struct {
 	MaxLifetime time.Duration // 0 = not bounded by the engine
 	Images      []string      // kinds of image: "host"
 	Networks    []sandbox.NetworkMode
+	NoOpen      string            // why sandbox.NetworkOpen is not among them, and what to do; "" = no reason is known
 	Limits      sandbox.LimitedBy // how each limit of a Spec is kept; "" = not at all
 
 	CPUs      int    // cores that a sandbox may ask for; 0 = not known

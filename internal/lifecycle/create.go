@@ -30,7 +30,7 @@ func (m *Manager) Create(ctx context.Context, req Request) (sandbox.Sandbox, err
 		return sandbox.Sandbox{}, err
 	}
 	id := sandbox.ID(sandbox.NewID(sandbox.PrefixSandbox))
-	spec.Volume, err = m.cfg.Store.EnsureVolume(ctx, req.Account, cmp.Or(spec.Volume.Name, strings.ToLower(string(id))))
+	spec.Volume, err = m.cfg.Store.EnsureVolume(ctx, req.Account, cmp.Or(spec.Volume.Name, ownVolume(id)))
 	if err != nil {
 		return sandbox.Sandbox{}, fmt.Errorf("create a sandbox: %w", err)
 	}

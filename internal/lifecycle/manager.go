@@ -23,6 +23,7 @@ import (
 // Store is what the manager needs of store.Store.
 type Store interface {
 	EnsureVolume(ctx context.Context, account, name string) (sandbox.Volume, error)
+	ForgetVolume(ctx context.Context, id string) error
 	Admit(ctx context.Context, sb sandbox.Sandbox) error
 	Transition(ctx context.Context, id sandbox.ID, run string, to sandbox.State, change func(*sandbox.Sandbox)) (sandbox.Sandbox, error)
 	Amend(ctx context.Context, id sandbox.ID, run string, change func(*sandbox.Sandbox)) (sandbox.Sandbox, error)

@@ -137,6 +137,9 @@ func (m *Manager) policy(n sandbox.Network, caps engine.Capabilities) (sandbox.N
 		n.Allow = []string{"*"}
 	}
 	if !slices.Contains(caps.Networks, n.Mode) {
+		if n.Mode == sandbox.NetworkOpen && caps.NoOpen != "" {
+			return n, unsupported("network.mode", "The network mode %q is not available here: %s.", n.Mode, caps.NoOpen)
+		}
 		var names []string
 		for _, mode := range caps.Networks {
 			names = append(names, fmt.Sprintf("%q", mode))

@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
+	"github.com/sandlot-dev/sandlot/internal/engine"
 	"github.com/sandlot-dev/sandlot/internal/guest"
 	"github.com/sandlot-dev/sandlot/internal/sandbox"
 )
@@ -74,6 +76,11 @@ func (k *keeper) destroy(ctx context.Context, sb sandbox.Sandbox) (again bool, e
 	defer cancel()
 	if err := k.endRuns(settle, sb); err != nil {
 		return false, err
+	}
+	if sb.StartedAt.IsZero() && sb.Spec.Volume.Name == ownVolume(sb.ID) {
+		if err := k.dropVolume(settle, sb); err != nil {
+			return false, err
+		}
 	}
 	end := sandbox.Terminated
 	if sb.Fault {
@@ -202,4 +209,17 @@ func (k *keeper) endRuns(ctx context.Context, sb sandbox.Sandbox) error {
 		}
 	}
 	return nil
+}
+
+// ownVolume is the name of the volume of a sandbox that asked for none.
+func ownVolume(id sandbox.ID) string { return strings.ToLower(string(id)) }
+
+// dropVolume removes the volume that was made for a sandbox alone which never ran: nobody has seen it.
+func (k *keeper) dropVolume(ctx context.Context, sb sandbox.Sandbox) error {
+	if dirs, ok := engine.As[engine.VolumeDirs](k.engine); ok {
+		if err := dirs.DeleteVolume(ctx, sb.Spec.Volume); err != nil {
+			return err
+		}
+	}
+	return k.m.cfg.Store.ForgetVolume(ctx, sb.Spec.Volume.ID)
 }

@@ -135,6 +135,9 @@ func ParseRules(allow []string) (Rules, error) {
 
 func parseRule(entry string) (rule, error) {
 	var r rule
+	if strings.Contains(entry, "://") {
+		return r, errors.New("it is a URL; leave out what stands before and behind the host")
+	}
 	host, port, found, err := splitPort(entry)
 	if err != nil {
 		return r, err

@@ -24,6 +24,14 @@ func (s *Store) EnsureVolume(ctx context.Context, account, name string) (v sandb
 	return v, err
 }
 
+// ForgetVolume removes the record of a volume. Removing what isn't there succeeds.
+func (s *Store) ForgetVolume(ctx context.Context, id string) error {
+	return s.quietly(ctx, "forget a volume", func(tx tx) error {
+		_, err := tx.ExecContext(ctx, `DELETE FROM volumes WHERE id = $1`, id)
+		return err
+	})
+}
+
 const sandboxColumns = `id, account, name, state, reason, fault, spec, engine, run, handle, version, created_at, started_at, ended_at, expires_at, suspended_at, suspended_until`
 
 func scanSandbox(row scanner) (sandbox.Sandbox, error) {

@@ -207,6 +207,7 @@ func (e *Engine) Capabilities() engine.Capabilities {
 		Name:        Name,
 		Images:      []string{sandbox.HostImage, "registry", "snapshot"},
 		Networks:    networks,
+		NoOpen:      e.networks.reason,
 		Limits:      e.limitedBy(),
 		CPUs:        cores(),
 		MemoryMiB:   hostMemoryMiB(),
