@@ -149,6 +149,11 @@ func newMaker(t *testing.T) (*rig, *maker) {
 		c.Secrets = keys{"registry": {"USERNAME": "me"}, "token": {"TOKEN": "t"}}
 		c.CollectEvery = time.Hour
 	})
+	select {
+	case <-m.collected: // the first one comes at once, and knows nothing of what the test is about to make
+	case <-within(t).Done():
+		t.Fatal("images are not collected")
+	}
 	return r, m
 }
 
@@ -345,7 +350,7 @@ func TestSandboxChangesWhileItLives(t *testing.T) {
 	r.start(t, nil)
 	sb := r.running(t)
 	name, span := "renamed", 2*time.Hour
-	got, err := r.m.Update(t.Context(), r.account, sb.ID, lifecycle.Change{Name: &name, Timeout: &span, Network: &sandbox.Network{Allow: []string{"example.com"}}})
+	got, err := r.m.Update(t.Context(), r.account, sb.ID, lifecycle.Change{Name: &name, Timeout: &span, Network: &sandbox.Network{Mode: sandbox.NetworkEgress, Allow: []string{"example.com"}}})
 	if err != nil || got.Name != name || got.Spec.Network.Mode != sandbox.NetworkEgress || !slices.Equal(got.Spec.Network.Allow, []string{"example.com"}) {
 		t.Fatalf("%+v, %v", got, err)
 	}

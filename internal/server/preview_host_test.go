@@ -101,8 +101,15 @@ func TestPreviewSmuggling(t *testing.T) {
 	}))
 	v := open(t, s, sb.ID, port)
 	const inner = "GET /smuggled HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+	// A request that is refused in the middle may have reached the program by then, with nothing in it.
+	early := func(got string) {
+		if !strings.HasSuffix(got, ` ""`) || strings.HasPrefix(got, "/smuggled") {
+			t.Errorf("the program saw %q", got)
+		}
+	}
+	n := 0
 	for name, tt := range map[string]struct{ headers, body, want string }{
-		"length and chunks":   {"Content-Length: 6\r\nTransfer-Encoding: chunked", "0\r\n\r\n" + inner, `/a -1 [chunked] ""`},
+		"length and chunks":   {"Content-Length: 6\r\nTransfer-Encoding: chunked", "0\r\n\r\n" + inner, `-1 [chunked] ""`},
 		"two lengths":         {"Content-Length: 1\r\nContent-Length: 2", "xy", ""},
 		"a list of lengths":   {"Content-Length: 1, 2", "xy", ""},
 		"a signed length":     {"Content-Length: +1", "x", ""},
@@ -110,21 +117,25 @@ func TestPreviewSmuggling(t *testing.T) {
 		"a hidden encoding":   {"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity", "0\r\n\r\n", ""},
 		"a space in a name":   {"Transfer-Encoding : chunked", "0\r\n\r\n", ""},
 		"an endless size":     {"Transfer-Encoding: chunked", "fffffffffffffffff\r\n", ""},
-		"a hop-by-hop Cookie": {"Content-Length: 1\r\nConnection: close, content-length", "x", `/a 1 [] "x"`},
+		"a hop-by-hop Cookie": {"Content-Length: 1\r\nConnection: close, content-length", "x", `1 [] "x"`},
 	} {
-		_ = exchange(t, s, "POST /a HTTP/1.1\r\nHost: "+v.host+"\r\n"+api.HeaderPreviewToken+": "+v.Token+"\r\nConnection: close\r\n"+tt.headers+"\r\n\r\n"+tt.body)
-		got := ""
-		select {
-		case got = <-seen:
-		default:
-		}
-		if got != tt.want && (tt.want != "" || !strings.HasSuffix(got, ` ""`) || strings.HasPrefix(got, "/smuggled")) {
-			t.Errorf("%s: the program saw %q, want %q", name, got, tt.want)
+		n++
+		path := fmt.Sprintf("/%d", n)
+		_ = exchange(t, s, "POST "+path+" HTTP/1.1\r\nHost: "+v.host+"\r\n"+api.HeaderPreviewToken+": "+v.Token+"\r\nConnection: close\r\n"+tt.headers+"\r\n\r\n"+tt.body)
+		for tt.want != "" {
+			got := <-seen
+			if other, found := strings.CutPrefix(got, path+" "); found {
+				if other != tt.want {
+					t.Errorf("%s: the program saw %q, want %q", name, got, tt.want)
+				}
+				break
+			}
+			early(got)
 		}
 	}
 	select {
 	case more := <-seen:
-		t.Errorf("and it saw %q", more)
+		early(more)
 	default:
 	}
 }
