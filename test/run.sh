@@ -28,4 +28,4 @@ else
 	echo "no gcc: the race detector is off"
 fi
 if [ $# -eq 0 ]; then set -- ./...; fi
-exec go test "${race[@]}" -timeout 25m "$@"
+exec go test "${race[@]}" -timeout 40m "$@"

@@ -106,7 +106,8 @@ func start(t *testing.T, o options) *server {
 		o.args = []string{"--demo-model"}
 	}
 	s.cmd = exec.Command(path, append([]string{"serve", "--listen=127.0.0.1:0", "--data=" + s.data, "--toolkit=" + toolkit()}, o.args...)...)
-	s.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + s.data, "SANDLOT_ADMIN_KEY=" + adminKey}, o.env...)
+	s.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + s.data, "SANDLOT_ADMIN_KEY=" + adminKey,
+		"SANDLOT_POOL=0"}, o.env...) // what lies ready would be in the way of those who count what is left
 	s.cmd.Stderr = s.log
 	if o.uid != 0 {
 		s.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: o.uid, Gid: o.uid}}
