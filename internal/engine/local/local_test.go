@@ -284,7 +284,11 @@ func TestContractRootless(t *testing.T) {
 			}
 			cfg := config(t, dir)
 			self := copyFile(t, "/proc/self/exe", filepath.Join(dir, "local.test"))
-			cmd := exec.CommandContext(t.Context(), self, "-test.run=^Test(Contract$|Socket|Orphans|Files|CPU|Suspend|Wall|Pool(Adopts|Volumes|Dead|Suspends))", "-test.v")
+			tests := "-test.run=^Test(Contract$|Socket|Orphans|Files|CPU|Suspend|Wall|Pool(Adopts|Volumes|Dead|Suspends))"
+			if name == "Range" { // what the number of uids makes a difference to
+				tests = "-test.run=^Test(Contract$|Files|Wall)"
+			}
+			cmd := exec.CommandContext(t.Context(), self, tests, "-test.v")
 			cmd.Dir = home
 			cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "TMPDIR=" + home, guestEnv + "=" + cfg.Guest, runtimeEnv + "=" + cfg.Runtime, childEnv + "=" + name,
 				climbEnv + "=" + climber(t, dir)}
