@@ -47,7 +47,7 @@ func TestSoak(t *testing.T) {
 		t.Skip("only root can give this test a network of its own")
 	}
 	plan := os.Getenv(soakEnv)
-	for name, c := range map[string]struct{ uid, short string }{"root": {"0", "20,8"}, "rootless": {"54323", "6,3"}} {
+	for name, c := range map[string]struct{ uid, short string }{"root": {"0", "12,5"}, "rootless": {"54323", "4,2"}} {
 		t.Run(name, func(t *testing.T) {
 			cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^TestSoak$", "-test.v", "-test.timeout=0")
 			cmd.Env = append(os.Environ(), soakerEnv+"="+c.uid)
@@ -96,6 +96,8 @@ func soak(t *testing.T, uid uint32) {
 	k.host = newHost(k.options.data)
 	untouched := k.count(t)
 
+	with := k.options.args
+	k.options.args = append(slices.Clone(with), "--pool=0") // so that an idle server holds the same at any time
 	k.server = start(t, k.options)
 	if sb, err := k.Create(within(t), api.CreateSandbox{Network: &api.Network{Mode: "open"}}); err == nil {
 		k.modes = append(k.modes, "open")
@@ -104,15 +106,63 @@ func soak(t *testing.T, uid uint32) {
 		t.Fatal(err)
 	}
 	t.Logf("networks: %v", k.modes)
-	for i := range 2 * len(k.images) * len(k.modes) { // one of each, so that all that is made once is made
+	for i := range len(k.images) * len(k.modes) { // one of each, so that all that is made once is made
 		k.cycle(t, i)
 	}
 	k.idle()
-	began := k.count(t)
-	withServer := k.count(t)
-	k.countServer(t, withServer, k.pid(t))
-	t.Logf("an idle server:\n%v", withServer)
+	idle := k.countWithServer(t)
+	t.Logf("an idle server:\n%v", idle)
+	k.cycles(t, cycles)
+	k.idle()
+	settled(t, fmt.Sprintf("%d cycles", cycles), idle, func() census { return k.countWithServer(t) })
+	k.stop(t)
+	stopped := k.count(t)
+	t.Logf("after its end:\n%v", stopped)
 
+	// From here on with what is started ahead. When the server has ended, there must be none of that either.
+	k.options.args = with
+	k.server = start(t, k.options)
+	k.cycles(t, cycles/4)
+	k.stop(t)
+	settled(t, "cycles with sandboxes that were started ahead", stopped, func() census { return k.count(t) })
+	for i := range kills {
+		if t.Failed() {
+			break
+		}
+		k.server = start(t, k.options)
+		what := k.killDuring(t, deeds[i%len(deeds)])
+		k.endAll(t)
+		if i == kills-1 {
+			k.cycle(t, 0) // it works as on the first day
+		}
+		k.stop(t)
+		settled(t, what, stopped, func() census { return k.count(t) })
+	}
+	for kind := range stopped { // what a server keeps
+		if strings.HasPrefix(kind, "file ") {
+			delete(stopped, kind)
+		}
+	}
+	for kind := range untouched {
+		if strings.HasPrefix(kind, "file ") {
+			delete(untouched, kind)
+		}
+	}
+	if diff := untouched.diff(stopped); diff != "" {
+		t.Errorf("the server has left:\n%s", diff)
+	}
+}
+
+// countWithServer counts also what the server holds.
+func (k *soaker) countWithServer(t *testing.T) census {
+	t.Helper()
+	c := k.count(t)
+	k.countServer(t, c, k.pid(t))
+	return c
+}
+
+// cycles does a number of cycles, two at a time.
+func (k *soaker) cycles(t *testing.T, n int) {
 	work := make(chan int)
 	var wg sync.WaitGroup
 	for range 2 {
@@ -122,45 +172,13 @@ func soak(t *testing.T, uid uint32) {
 			}
 		})
 	}
-	for i := range cycles {
+	for i := range n {
 		if work <- i; t.Failed() {
 			break
 		}
 	}
 	close(work)
 	wg.Wait()
-	k.idle()
-	settled(t, fmt.Sprintf("%d cycles", cycles), withServer, func() census {
-		c := k.count(t)
-		k.countServer(t, c, k.pid(t))
-		return c
-	})
-
-	for i := range kills {
-		if t.Failed() {
-			break
-		}
-		what := k.killDuring(t, deeds[i%len(deeds)])
-		k.endAll(t)
-		settled(t, what, began, func() census { return k.count(t) })
-	}
-	k.cycle(t, 0) // it works as on the first day
-	k.stop(t)
-	left := k.count(t)
-	for kind := range left { // what the server keeps
-		if strings.HasPrefix(kind, "file ") && untouched[kind] == 0 && began[kind] > 0 {
-			delete(left, kind)
-		}
-	}
-	for kind := range untouched {
-		if strings.HasPrefix(kind, "file ") {
-			delete(untouched, kind)
-			delete(left, kind)
-		}
-	}
-	if diff := untouched.diff(left); diff != "" {
-		t.Errorf("after the server's end:\n%s", diff)
-	}
 }
 
 func must(t *testing.T, err error) {
