@@ -120,7 +120,7 @@ func soak(t *testing.T, uid uint32) {
 	t.Logf("after its end:\n%v", stopped)
 
 	// From here on with what is started ahead. When the server has ended, there must be none of that either.
-	k.options.args = with
+	k.options.args = append(slices.Clone(with), "--pool=1")
 	k.server = start(t, k.options)
 	k.cycles(t, cycles/4)
 	k.stop(t)
