@@ -157,6 +157,11 @@ func (h host) processes(t *testing.T, c census) {
 			names[pid] = "zombie of " + strings.SplitN(string(stat), " ", 3)[1]
 		}
 	}
+	program, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := filepath.Base(program)
 	spaces := map[string]bool{}
 	for pid, name := range names {
 		at := pid
@@ -170,7 +175,7 @@ func (h host) processes(t *testing.T, c census) {
 			_, _ = syscall.Wait4(pid, nil, syscall.WNOHANG, nil) // its server was killed; who would be left to do it is we
 			continue
 		}
-		if name == "sandlot" {
+		if name == server {
 			continue
 		}
 		c["process "+name]++
