@@ -402,6 +402,16 @@ func (m *memFiles) WriteFile(_ context.Context, name string, r io.Reader, _ fs.F
 	return guest.File{Path: name}, err
 }
 
+func (m *memFiles) CreateFile(ctx context.Context, name string, r io.Reader, mode fs.FileMode) (guest.File, error) {
+	m.mu.Lock()
+	_, ok := m.files[name]
+	m.mu.Unlock()
+	if ok {
+		return guest.File{}, &guest.Error{Status: 409, Code: "exists", Detail: name}
+	}
+	return m.WriteFile(ctx, name, r, mode)
+}
+
 func (m *memFiles) ReadDir(_ context.Context, dir string) ([]guest.File, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

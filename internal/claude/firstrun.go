@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/sandlot-dev/sandlot/internal/guest"
 	"github.com/sandlot-dev/sandlot/internal/sandbox"
 )
@@ -21,6 +23,7 @@ import (
 type Files interface {
 	ReadFile(ctx context.Context, path string) (io.ReadCloser, guest.File, error)
 	WriteFile(ctx context.Context, path string, r io.Reader, mode fs.FileMode) (guest.File, error)
+	CreateFile(ctx context.Context, path string, r io.Reader, mode fs.FileMode) (guest.File, error) // code "exists" if it is there
 	ReadDir(ctx context.Context, path string) ([]guest.File, error)
 	Remove(ctx context.Context, path string) error
 }
@@ -47,22 +50,32 @@ func (f FirstRun) Prepare(ctx context.Context, c *guest.Client, sb sandbox.Sandb
 
 func (f FirstRun) prepare(ctx context.Context, files Files, sb sandbox.Sandbox) error {
 	workdir := sb.Spec.Workdir
-	// What we keep on the volume is not part of the user's project.
-	ignore := path.Join(workdir, ourDir, ".gitignore")
-	if _, err := read(ctx, files, ignore); isNotThere(err) {
-		if err := write(ctx, files, ignore, []byte("*\n")); err != nil {
-			return err
-		}
-	} else if err != nil {
-		return err
-	}
 	token := ""
 	if f.Token != nil {
 		token = f.Token(sb.ID)
 	}
 	name := path.Join(configDir(workdir), ".claude.json")
+	settings, err := mergeSettings(nil, workdir, token)
+	if err != nil {
+		return err
+	}
+	// On a new volume, which most are, it is enough to write them, both at once: somebody waits for the sandbox.
+	var both errgroup.Group
+	both.Go(func() error {
+		// What we keep on the volume is not part of the user's project.
+		_, err := create(ctx, files, path.Join(workdir, ourDir, ".gitignore"), []byte("*\n"))
+		return err
+	})
+	var used bool
+	both.Go(func() (err error) {
+		used, err = create(ctx, files, name, settings)
+		return err
+	})
+	if err := both.Wait(); err != nil || !used {
+		return err
+	}
 	old, err := read(ctx, files, name)
-	if err != nil && !isNotThere(err) {
+	if err != nil && !isNotThere(err) { // a link that leads nowhere is there and isn't
 		return err
 	}
 	fresh, err := mergeSettings(old, workdir, token)
@@ -156,6 +169,18 @@ func write(ctx context.Context, files Files, name string, data []byte) error {
 		return fmt.Errorf("claude: write %s: %w", name, err)
 	}
 	return nil
+}
+
+// create writes a file if it isn't there, and reports whether it was.
+func create(ctx context.Context, files Files, name string, data []byte) (used bool, err error) {
+	_, err = files.CreateFile(ctx, name, bytes.NewReader(data), 0o600)
+	if e := (*guest.Error)(nil); errors.As(err, &e) && e.Code == "exists" {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("claude: write %s: %w", name, err)
+	}
+	return false, nil
 }
 
 // isNotThere reports whether the guest answered that there is no such file.

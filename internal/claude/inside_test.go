@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/sandlot-dev/sandlot/internal/guest"
@@ -107,6 +108,7 @@ func TestCommandKeepsTheUsersHome(t *testing.T) {
 
 // oneFile is a file system that holds what is written to it.
 type oneFile struct {
+	mu      sync.Mutex
 	files   map[string]string
 	readErr error
 	writes  int
@@ -122,6 +124,15 @@ func (o *oneFile) ReadFile(_ context.Context, name string) (io.ReadCloser, guest
 		return nil, guest.File{}, &guest.Error{Status: 404, Code: "no_such_file", Detail: name}
 	}
 	return io.NopCloser(strings.NewReader(s)), guest.File{}, nil
+}
+
+func (o *oneFile) CreateFile(ctx context.Context, name string, r io.Reader, mode fs.FileMode) (guest.File, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if _, ok := o.files[name]; ok {
+		return guest.File{}, &guest.Error{Status: 409, Code: "exists", Detail: name}
+	}
+	return o.WriteFile(ctx, name, r, mode)
 }
 
 func (o *oneFile) WriteFile(_ context.Context, name string, r io.Reader, mode fs.FileMode) (guest.File, error) {
@@ -181,7 +192,7 @@ func TestPrepare(t *testing.T) {
 		})
 	}
 	for _, files := range []*oneFile{
-		{readErr: errors.New("no")}, {full: true, files: map[string]string{}},
+		{readErr: errors.New("no"), files: map[string]string{name: "{}"}}, {full: true, files: map[string]string{}},
 		{full: true, files: map[string]string{"/w/.sandlot/.gitignore": ""}},
 	} {
 		if err := (FirstRun{}).prepare(t.Context(), files, sb); err == nil {

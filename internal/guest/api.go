@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -104,7 +105,18 @@ func (s *Server) postRun(w http.ResponseWriter, r *http.Request) (any, error) {
 			}
 		}
 	}
-	return started.view(), nil
+	if cmd.Within <= 0 {
+		return started.view(), nil
+	}
+	late := time.NewTimer(cmd.Within)
+	defer late.Stop()
+	select {
+	case <-started.ended:
+	case <-late.C:
+	case <-r.Context().Done():
+		return nil, r.Context().Err()
+	}
+	return started.whole(r.Context()), nil
 }
 
 func (s *Server) postSignal(w http.ResponseWriter, req *http.Request) (any, error) {

@@ -58,9 +58,17 @@ func (r *content) Read(b []byte) (int, error) {
 // WriteFile puts what r holds at path: whole or not at all, as the agent's file, in directories made as needed. A file that is
 // replaced keeps its owner, and with mode 0 its permission bits; otherwise 0 means 0644.
 func (c *Client) WriteFile(ctx context.Context, path string, r io.Reader, mode fs.FileMode) (File, error) {
-	var more []string
+	return c.putFile(ctx, path, r, mode)
+}
+
+// CreateFile is WriteFile where nothing is at path yet; if something is, it stays, and the error is an *Error with code "exists".
+func (c *Client) CreateFile(ctx context.Context, path string, r io.Reader, mode fs.FileMode) (File, error) {
+	return c.putFile(ctx, path, r, mode, "new", "1")
+}
+
+func (c *Client) putFile(ctx context.Context, path string, r io.Reader, mode fs.FileMode, more ...string) (File, error) {
 	if mode != 0 {
-		more = []string{"mode", strconv.FormatUint(uint64(mode.Perm()), 8)}
+		more = append(more, "mode", strconv.FormatUint(uint64(mode.Perm()), 8))
 	}
 	in := &source{r: r}
 	resp, err := c.do(ctx, "PUT", filesPath(path, more...), io.NopCloser(in))

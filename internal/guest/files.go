@@ -158,6 +158,8 @@ func (s *Server) putFile(_ http.ResponseWriter, r *http.Request) (any, error) {
 	}
 	switch fi, err := os.Lstat(path); {
 	case err != nil:
+	case r.FormValue("new") == "1":
+		return nil, &Error{Status: 409, Code: "exists", Field: "path", Detail: path + " is there already"}
 	case fi.IsDir():
 		return nil, refuse("is_directory", "path", "%s is a directory", path)
 	case fi.Mode().IsRegular(): // it stays whose it is

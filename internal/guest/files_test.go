@@ -63,6 +63,22 @@ func TestFilesComeBackAsTheyWent(t *testing.T) {
 	}
 }
 
+func TestCreateFileReplacesNothing(t *testing.T) {
+	t.Parallel()
+	c := newClient(t, nil)
+	path := filepath.Join(t.TempDir(), "new", "f")
+	if f, err := c.CreateFile(t.Context(), path, strings.NewReader("first"), 0o600); err != nil || f.Mode != 0o600 {
+		t.Errorf("%+v, %v", f, err)
+	}
+	_, err := c.CreateFile(t.Context(), path, strings.NewReader("second"), 0o600)
+	if e := (*guest.Error)(nil); !errors.As(err, &e) || e.Code != "exists" || e.Status != 409 {
+		t.Errorf("where something is: %v", err)
+	}
+	if got, _ := readFile(t, c, path); got != "first" {
+		t.Errorf("%q", got)
+	}
+}
+
 func TestWriteFileReplacesTheWholeFile(t *testing.T) {
 	t.Parallel()
 	c := newClient(t, nil)

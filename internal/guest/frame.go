@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -48,6 +49,28 @@ func (f Frame) Run() (Run, error) {
 		return Run{}, fmt.Errorf("%w: end: %w", ErrFrame, err)
 	}
 	return r, nil
+}
+
+// Frames returns the whole output of a run that came with it, the End frame included; nil if none did.
+func (r Run) Frames() ([]Frame, error) {
+	if len(r.Output) == 0 {
+		return nil, nil
+	}
+	var all []Frame
+	var check follower
+	for dec := NewDecoder(bytes.NewReader(r.Output)); ; {
+		f, err := dec.Next()
+		if errors.Is(err, io.EOF) && check.ended {
+			return all, nil
+		}
+		if err == nil {
+			err = check.check(f)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("guest: output of run %s: %w", r.ID, err)
+		}
+		all = append(all, f)
+	}
 }
 
 // head is a decoded and checked frame header.

@@ -36,6 +36,7 @@ type Command struct {
 	Stdin   []byte            `json:"stdin,omitempty"`      // written first
 	Open    bool              `json:"stdin_open,omitempty"` // keep stdin open after Stdin, for WriteStdin
 	Timeout time.Duration     `json:"timeout,omitempty"`    // then the tree is killed; 0 = none
+	Within  time.Duration     `json:"within,omitempty"`     // Start answers when the run has ended, or after this long: see Run.Output
 }
 
 // The users that a command may run as.
@@ -84,6 +85,9 @@ type Run struct {
 	EndedAt   time.Time `json:"ended_at,omitzero"`
 	First     int64     `json:"first"` // offset of the oldest output that is still there
 	Next      int64     `json:"next"`  // offset after the newest
+
+	// Output is in the answer to a Start of a Command with Within, if the run has ended and all it wrote is short: see Frames.
+	Output []byte `json:"output,omitempty"`
 }
 
 // Kind says what a frame holds.

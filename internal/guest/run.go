@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -250,6 +251,25 @@ func (r *run) view() Run {
 	defer r.mu.Unlock()
 	v := r.state
 	v.First, v.Next = r.journal.bounds()
+	return v
+}
+
+// maxWhole is how many bytes of a journal go into an answer. More is read as a stream.
+const maxWhole = 32 << 10
+
+// whole returns view, with the output if the run has ended and there is not much.
+func (r *run) whole(ctx context.Context) Run {
+	v := r.view()
+	if v.State == StateRunning || r.journal.size() > maxWhole {
+		return v
+	}
+	rd := r.journal.newReader(0)
+	defer rd.close()
+	var out bytes.Buffer
+	if err := rd.copyTo(ctx, &out, func() error { return nil }, false); err != nil {
+		return v // who wants it reads it
+	}
+	v.Output = out.Bytes()
 	return v
 }
 

@@ -11,6 +11,9 @@ import (
 	"github.com/sandlot-dev/sandlot/internal/sandbox"
 )
 
+// shortRun is how long RunShort waits for a run to end.
+const shortRun = time.Second
+
 // Guest returns the connection to a running sandbox's guest. It waits a little for one that is being made again.
 func (m *Manager) Guest(ctx context.Context, account string, id sandbox.ID) (*guest.Client, error) {
 	_, c, err := m.live(ctx, account, id)
@@ -51,9 +54,21 @@ func (m *Manager) live(ctx context.Context, account string, id sandbox.ID) (*kee
 // means the store's InsertRun). If the guest refuses the command, the row ends and the error is a Problem. If ctx ends before the
 // guest has answered, the run may have been started all the same; its row tells.
 func (m *Manager) StartRun(ctx context.Context, run sandbox.Run, cmd guest.Command, insert func(context.Context, sandbox.Run) error) (sandbox.Run, error) {
+	run, _, err := m.startRun(ctx, run, cmd, insert)
+	return run, err
+}
+
+// RunShort is StartRun for who waits for the end: if the run has ended after a moment and has not written much, it returns it ended, with
+// all of its output. Else output is nil, and Output and WaitRun tell the rest.
+func (m *Manager) RunShort(ctx context.Context, run sandbox.Run, cmd guest.Command) (_ sandbox.Run, output []guest.Frame, err error) {
+	cmd.Within = shortRun
+	return m.startRun(ctx, run, cmd, nil)
+}
+
+func (m *Manager) startRun(ctx context.Context, run sandbox.Run, cmd guest.Command, insert func(context.Context, sandbox.Run) error) (sandbox.Run, []guest.Frame, error) {
 	k, c, err := m.live(ctx, run.Account, run.Sandbox)
 	if err != nil {
-		return run, err
+		return run, nil, err
 	}
 	run.ID = cmp.Or(run.ID, cmd.ID, sandbox.NewID(sandbox.PrefixRun))
 	cmd.ID = run.ID
@@ -67,39 +82,46 @@ func (m *Manager) StartRun(ctx context.Context, run sandbox.Run, cmd guest.Comma
 	k.claim(run.ID) // so that nobody takes the row for a run that the guest has forgotten
 	if err := insert(ctx, run); err != nil {
 		k.unclaim(run.ID)
-		return run, err
+		return run, nil, err
 	}
-	if err := k.start(ctx, c, cmd); err != nil {
+	started, err := k.start(ctx, c, cmd)
+	if err != nil {
 		if e := (*guest.Error)(nil); errors.As(err, &e) {
 			settle, cancel := settled(ctx)
 			defer cancel()
 			run.State, run.Reason = sandbox.RunLost, "It was not started. "+e.Detail
 			err = errors.Join(refused(err), m.cfg.Store.EndRun(settle, run))
 			k.unclaim(run.ID)
-			return run, err
+			return run, nil, err
 		}
 		k.watch(run.ID)
-		return run, err
+		return run, nil, err
 	}
-	k.watch(run.ID)
-	return run, nil
+	output, err := started.Frames()
+	if err == nil && output != nil && m.record(ctx, run.ID, started) == nil {
+		k.unclaim(run.ID)
+		ended, err := m.cfg.Store.Run(ctx, run.Account, run.ID)
+		return ended, output, err
+	}
+	k.watch(run.ID) // which also asks again about what makes no sense
+	return run, nil, nil
 }
 
 // start gives cmd to the guest, over the next connection if one is lost: the guest starts an ID once.
-func (k *keeper) start(ctx context.Context, c *guest.Client, cmd guest.Command) error {
+func (k *keeper) start(ctx context.Context, c *guest.Client, cmd guest.Command) (guest.Run, error) {
 	for failures := 1; ; failures++ {
-		_, err := c.Start(ctx, cmd)
+		started, err := c.Start(ctx, cmd)
 		if err == nil || !errors.Is(err, guest.ErrLost) {
-			return err
+			return started, err
 		}
 		if !pause(ctx, backoff(failures, 20*time.Millisecond, time.Second)) {
-			return ctx.Err()
+			return started, ctx.Err()
 		}
 		if c, err = k.connection(ctx); err != nil {
 			if errors.Is(err, errKept) {
-				return &sandbox.Problem{Class: sandbox.ErrState, Code: "sandbox_not_running", Detail: "The sandbox ended while the process was being started."}
+				return started, &sandbox.Problem{Class: sandbox.ErrState, Code: "sandbox_not_running", Detail: "The sandbox ended while the process was being started."}
 			}
-			return err
+			return started, err
 		}
 	}
 }

@@ -148,3 +148,37 @@ func TestRecordBelievesOnlySense(t *testing.T) {
 		}
 	}
 }
+
+// A short run is over when its start is answered: with its end recorded, and all of its output.
+func TestRunShort(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.start(t, nil)
+	sb := r.running(t)
+	short := func(script string) (sandbox.Run, []guest.Frame) {
+		t.Helper()
+		run, output, err := r.m.RunShort(within(t), sandbox.Run{Account: r.account, Sandbox: sb.ID, Kind: sandbox.RunExec}, guest.Command{Argv: []string{"sh", "-c", script}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return run, output
+	}
+	run, output := short("echo hello; exit 8")
+	stored, err := r.m.Run(t.Context(), r.account, run.ID)
+	if err != nil || run.State != sandbox.RunExited || run.ExitCode == nil || *run.ExitCode != 8 || stored.State != run.State || *stored.ExitCode != 8 || stored.EndedAt.IsZero() {
+		t.Errorf("it is %+v, recorded as %+v, %v", run, stored, err)
+	}
+	if len(output) != 2 || string(output[0].Data) != "hello\n" || output[1].Kind != guest.End {
+		t.Errorf("output %+v", output)
+	}
+	if got := r.output(t, run); got != "hello\n" {
+		t.Errorf("who comes later reads %q", got)
+	}
+	run, output = short("head -c 100000 /dev/zero; exit 8")
+	if output != nil || run.State != sandbox.RunRunning {
+		t.Errorf("what writes much is %+v, with %d frames", run, len(output))
+	}
+	if run, err := r.m.WaitRun(within(t), r.account, run.ID); err != nil || run.State != sandbox.RunExited || *run.ExitCode != 8 {
+		t.Errorf("what writes much ended as %+v, %v", run, err)
+	}
+}

@@ -56,24 +56,28 @@ func (s *Server) exec(ctx context.Context, c *call, in *execInput) (*huma.Stream
 	}
 	cmd := toCommand(in.Body)
 	cmd.ID = run.ID
-	run, err := s.cfg.Manager.StartRun(ctx, run, cmd, nil)
-	if err != nil {
-		return nil, err
-	}
 	if in.Wait == "true" {
-		ended, err := s.collect(ctx, c, run)
+		ended, err := s.collect(ctx, c, run, cmd)
 		if err != nil {
 			return nil, err
 		}
 		return answer(c, ended), nil
 	}
+	run, err := s.cfg.Manager.StartRun(ctx, run, cmd, nil)
+	if err != nil {
+		return nil, err
+	}
 	return s.streaming(c, func(ctx context.Context, out *stream) error { return s.followRun(ctx, out, run, 0) }), nil
 }
 
-// collect waits for a run's end and returns it with its output.
-func (s *Server) collect(ctx context.Context, c *call, run sandbox.Run) (api.Run, error) {
+// collect starts a run, waits for its end and returns it with its output.
+func (s *Server) collect(ctx context.Context, c *call, run sandbox.Run, cmd guest.Command) (api.Run, error) {
 	ctx, cancel := c.long(ctx)
 	defer cancel()
+	run, short, err := s.cfg.Manager.RunShort(ctx, run, cmd)
+	if err != nil {
+		return api.Run{}, err
+	}
 	var stdout, stderr []byte
 	truncated := false
 	keep := func(to *[]byte, b []byte) {
@@ -82,7 +86,17 @@ func (s *Server) collect(ctx context.Context, c *call, run sandbox.Run) (api.Run
 		}
 		*to = append(*to, b...)
 	}
-	for f, err := range s.cfg.Manager.Output(ctx, run, 0) {
+	output := s.cfg.Manager.Output(ctx, run, 0)
+	if short != nil {
+		output = func(yield func(guest.Frame, error) bool) {
+			for _, f := range short {
+				if !yield(f, nil) {
+					return
+				}
+			}
+		}
+	}
+	for f, err := range output {
 		if errors.Is(err, sandbox.ErrGone) {
 			truncated = true // the sandbox is gone; how the run ended stands in its row
 			break
@@ -99,9 +113,10 @@ func (s *Server) collect(ctx context.Context, c *call, run sandbox.Run) (api.Run
 			truncated = true
 		}
 	}
-	run, err := s.cfg.Manager.WaitRun(ctx, run.Account, run.ID)
-	if err != nil {
-		return api.Run{}, err
+	if short == nil {
+		if run, err = s.cfg.Manager.WaitRun(ctx, run.Account, run.ID); err != nil {
+			return api.Run{}, err
+		}
 	}
 	out := fromRun(run)
 	out.Stdout, out.Stderr, out.Truncated = text(stdout), text(stderr), truncated

@@ -38,6 +38,7 @@ type Manager interface {
 	Images
 
 	StartRun(ctx context.Context, run sandbox.Run, cmd guest.Command, insert func(context.Context, sandbox.Run) error) (sandbox.Run, error)
+	RunShort(ctx context.Context, run sandbox.Run, cmd guest.Command) (_ sandbox.Run, output []guest.Frame, err error)
 	Output(ctx context.Context, run sandbox.Run, offset int64) iter.Seq2[guest.Frame, error]
 	Run(ctx context.Context, account, id string) (sandbox.Run, error)
 	Runs(ctx context.Context, account string, id sandbox.ID) ([]sandbox.Run, error)

@@ -104,6 +104,11 @@ func (m *stubManager) StartRun(_ context.Context, r sandbox.Run, cmd guest.Comma
 	return m.startRun(r, cmd)
 }
 
+func (m *stubManager) RunShort(ctx context.Context, r sandbox.Run, cmd guest.Command) (sandbox.Run, []guest.Frame, error) {
+	r, err := m.StartRun(ctx, r, cmd, nil)
+	return r, nil, err
+}
+
 func (m *stubManager) Output(ctx context.Context, r sandbox.Run, offset int64) iter.Seq2[guest.Frame, error] {
 	if m.output == nil {
 		return func(yield func(guest.Frame, error) bool) { yield(guest.Frame{}, errUnexpected) }

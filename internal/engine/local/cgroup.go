@@ -180,11 +180,13 @@ func (c cgroups) place(k string, spec sandbox.Spec, pids ...int) error {
 		}
 	}
 	for _, dir := range placed {
-		for _, pid := range descendants(pids) {
-			err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0)
+		// Each process first, and then its children: those that it starts later are where it is.
+		for all, i := livingPIDs(pids), 0; i < len(all); i++ {
+			err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(all[i])), 0)
 			if err != nil && !errors.Is(err, unix.ESRCH) {
-				return fmt.Errorf("placing process %d: %w", pid, err)
+				return fmt.Errorf("placing process %d: %w", all[i], err)
 			}
+			all = appendChildren(all, all[i])
 		}
 	}
 	return nil
@@ -214,18 +216,28 @@ func (c cgroups) oomKills(k string) int {
 
 // descendants returns the processes and all below them.
 func descendants(pids []int) []int {
-	all := slices.DeleteFunc(slices.Clone(pids), func(pid int) bool { return pid <= 0 })
+	all := livingPIDs(pids)
 	for i := 0; i < len(all); i++ {
-		files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", all[i])) // the pattern is well formed
-		for _, file := range files {
-			data, err := os.ReadFile(file)
-			if err != nil {
-				continue // the thread has ended
-			}
-			for _, f := range strings.Fields(string(data)) {
-				if pid, err := strconv.Atoi(f); err == nil && !slices.Contains(all, pid) {
-					all = append(all, pid)
-				}
+		all = appendChildren(all, all[i])
+	}
+	return all
+}
+
+func livingPIDs(pids []int) []int {
+	return slices.DeleteFunc(slices.Clone(pids), func(pid int) bool { return pid <= 0 })
+}
+
+// appendChildren adds the children of a process that all lacks.
+func appendChildren(all []int, parent int) []int {
+	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", parent)) // the pattern is well formed
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			continue // the thread has ended
+		}
+		for _, f := range strings.Fields(string(data)) {
+			if pid, err := strconv.Atoi(f); err == nil && !slices.Contains(all, pid) {
+				all = append(all, pid)
 			}
 		}
 	}

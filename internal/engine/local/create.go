@@ -68,8 +68,10 @@ func (e *Engine) Create(ctx context.Context, ref engine.Ref, spec sandbox.Spec) 
 		return nil, errSuspended(k)
 	}
 	// What an earlier attempt left half made is in the way.
-	if err := e.destroy(ctx, en, k); err != nil {
-		return nil, fmt.Errorf("clearing what is left of an earlier attempt: %w", err)
+	if e.begun(en, k) {
+		if err := e.destroy(ctx, en, k); err != nil {
+			return nil, fmt.Errorf("clearing what is left of an earlier attempt: %w", err)
+		}
 	}
 	made := e.pool.creating(spec)
 	if e.pool.adopt(ctx, en, k, spec) {
@@ -84,6 +86,13 @@ func (e *Engine) Create(ctx context.Context, ref engine.Ref, spec sandbox.Spec) 
 		return nil, errors.Join(fmt.Errorf("creating sandbox %s: %w", k, err), e.destroy(undo, en, k))
 	}
 	return []byte(k), nil
+}
+
+// begun reports whether there may be anything of a run: it begins with its directory, which destroy removes last, or before that with a
+// network device.
+func (e *Engine) begun(en *entry, k string) bool {
+	_, err := os.Lstat(e.sandboxDir(k))
+	return !errors.Is(err, os.ErrNotExist) || en.made != nil || slices.Contains(e.networks.keys(), k)
 }
 
 // check refuses a spec that this engine can't keep.
@@ -138,16 +147,20 @@ func (e *Engine) create(ctx context.Context, en *entry, k string, spec sandbox.S
 		return fmt.Errorf("gVisor could not make it: %w%s", explain(err), e.lastWords(k))
 	}
 	en.made = c
-	if err := e.limit(k, spec, c); err != nil {
-		return err
-	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := c.Start(&conf); err != nil {
-		return fmt.Errorf("gVisor could not start it: %w%s", explain(err), e.lastWords(k))
+	// Moving processes takes the host's kernel as long as starting them. Nothing but our own guest runs until this returns.
+	limited := make(chan error, 1)
+	go func() { limited <- e.limit(k, spec, c) }()
+	err = c.Start(&conf)
+	if err != nil {
+		err = fmt.Errorf("gVisor could not start it: %w%s", explain(err), e.lastWords(k))
+	} else {
+		err = e.await(ctx, k, c.SandboxPid())
 	}
-	return e.await(ctx, k, c.SandboxPid())
+	limitErr := <-limited
+	return errors.Join(err, limitErr)
 }
 
 // roomToStart refuses to start a sandbox on a disk that is nearly full.
@@ -159,8 +172,7 @@ func (e *Engine) roomToStart() error {
 	return err
 }
 
-// limit puts a container that has been made, and not started, under its limits: no code of the user has run yet, so they hold from the first
-// instruction.
+// limit puts a container under its limits, of which no code of the user has run yet: so they hold from its first instruction.
 func (e *Engine) limit(k string, spec sandbox.Spec, c *container.Container) error {
 	if err := e.cgroups.place(k, spec, c.SandboxPid(), int(c.GoferPid.Load())); err != nil {
 		return fmt.Errorf("limiting it: %w", err)
