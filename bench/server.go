@@ -27,8 +27,8 @@ type server struct {
 	data string
 	pool int
 
-	mu   sync.Mutex
-	used map[string]bool // images of which it has made sandboxes, "" for host
+	mu      sync.Mutex
+	stirred bool // since the last rest it has made sandboxes
 }
 
 var link = regexp.MustCompile(`(http://[^\s/]+)/signin/`)
@@ -50,7 +50,7 @@ func startServer(ctx context.Context, b *bench, data string, pool int) (*server,
 	for lines := bufio.NewScanner(out); lines.Scan(); {
 		if m := link.FindStringSubmatch(lines.Text()); m != nil {
 			go func() { _, _ = io.Copy(io.Discard, out) }() // until the process ends
-			s := &server{Client: client.New(m[1], key), cmd: cmd, data: data, pool: pool, used: map[string]bool{"": true}}
+			s := &server{Client: client.New(m[1], key), cmd: cmd, data: data, pool: pool, stirred: true}
 			return s, s.Ready(ctx)
 		}
 	}
@@ -67,7 +67,7 @@ func (s *server) stop() error {
 // create makes a sandbox; image "" is host, volume "" a fresh one.
 func (s *server) create(ctx context.Context, image, volume string) (string, error) {
 	s.mu.Lock()
-	s.used[image] = true
+	s.stirred = true
 	s.mu.Unlock()
 	in := api.CreateSandbox{Volume: volume}
 	if image != "" {
@@ -91,21 +91,42 @@ func (s *server) terminate(ctx context.Context, id string) error {
 	return err
 }
 
-// rest waits until as many sandboxes lie ready as the server keeps, so that what is measured next is not disturbed by its making them.
+// rest waits until the server starts nothing ahead any more, so that what is measured next is not disturbed by that.
 func (s *server) rest(ctx context.Context) error {
+	const (
+		still = 600 * time.Millisecond // more than it waits itself after somebody has come
+		most  = 30 * time.Second
+	)
 	s.mu.Lock()
-	want := s.pool * len(s.used)
+	stirred := s.stirred
+	s.stirred = false
 	s.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	for {
-		ready, err := filepath.Glob(filepath.Join(s.data, "local", "sandboxes", "pool-*", "ready"))
-		if err != nil || len(ready) >= want {
+	if s.pool == 0 || !stirred {
+		return nil
+	}
+	sandboxes := filepath.Join(s.data, "local", "sandboxes")
+	last, since := -1, time.Now()
+	for late := time.Now().Add(most); ; {
+		begun, err := filepath.Glob(filepath.Join(sandboxes, "pool-*"))
+		if err != nil {
 			return err
+		}
+		ready, err := filepath.Glob(filepath.Join(sandboxes, "pool-*", "ready"))
+		if err != nil {
+			return err
+		}
+		if len(ready) != last || len(begun) != len(ready) {
+			last, since = len(ready), time.Now()
+		}
+		if last >= s.pool && time.Since(since) > still {
+			return nil
+		}
+		if time.Now().After(late) {
+			return fmt.Errorf("of %d sandboxes that were begun ahead, %d are ready after %v", len(begun), len(ready), most)
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("only %d of %d sandboxes lie ready: %w", len(ready), want, ctx.Err())
+			return ctx.Err()
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
