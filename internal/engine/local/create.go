@@ -151,16 +151,18 @@ func (e *Engine) create(ctx context.Context, en *entry, k string, spec sandbox.S
 		return err
 	}
 	// Moving processes takes the host's kernel as long as starting them. Nothing but our own guest runs until this returns.
-	limited := make(chan error, 1)
-	go func() { limited <- e.limit(k, spec, c) }()
-	err = c.Start(&conf)
-	if err != nil {
+	placed := make(chan error, 1)
+	pids := []int{c.SandboxPid(), int(c.GoferPid.Load())}
+	go func() { placed <- e.place(k, spec, pids) }()
+	if err = c.Start(&conf); err != nil {
 		err = fmt.Errorf("gVisor could not start it: %w%s", explain(err), e.lastWords(k))
 	} else {
 		err = e.await(ctx, k, c.SandboxPid())
 	}
-	limitErr := <-limited
-	return errors.Join(err, limitErr)
+	if err := errors.Join(err, <-placed); err != nil {
+		return err
+	}
+	return e.watch(k, spec, c)
 }
 
 // roomToStart refuses to start a sandbox on a disk that is nearly full.
@@ -172,11 +174,16 @@ func (e *Engine) roomToStart() error {
 	return err
 }
 
-// limit puts a container under its limits, of which no code of the user has run yet: so they hold from its first instruction.
-func (e *Engine) limit(k string, spec sandbox.Spec, c *container.Container) error {
-	if err := e.cgroups.place(k, spec, c.SandboxPid(), int(c.GoferPid.Load())); err != nil {
+// place puts a container's processes under its limits, before any code of the user has run: so they hold from its first instruction.
+func (e *Engine) place(k string, spec sandbox.Spec, pids []int) error {
+	if err := e.cgroups.place(k, spec, pids...); err != nil {
 		return fmt.Errorf("limiting it: %w", err)
 	}
+	return nil
+}
+
+// watch limits its memory where the host's kernel does not.
+func (e *Engine) watch(k string, spec sandbox.Spec, c *container.Container) error {
 	if err := e.watches.start(k, spec.MemoryMiB, c); err != nil {
 		return fmt.Errorf("limiting its memory: %w", err)
 	}

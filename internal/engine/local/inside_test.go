@@ -58,8 +58,8 @@ func TestParseCmdline(t *testing.T) {
 		argv []string
 		want process
 	}{
-		"sentry":       {[]string{"runsc-sandbox", "--root=" + root, "boot", "sbx_1-1"}, process{key: "sbx_1-1", role: roleSentry}},
-		"gofer":        {[]string{"runsc-gofer", "--root=" + root, "gofer", "--bundle", "/data/local/sandboxes/sbx_1-1/bundle", "--x"}, process{key: "sbx_1-1", role: roleGofer}},
+		"sentry":       {[]string{"runsc-sandbox", "--root=" + root, "boot", "sbx_1-1"}, process{id: "sbx_1-1", key: "sbx_1-1", role: roleSentry}},
+		"gofer":        {[]string{"runsc-gofer", "--root=" + root, "gofer", "--bundle", "/data/local/sandboxes/sbx_1-1/bundle", "--x"}, process{id: "sbx_1-1", key: "sbx_1-1", role: roleGofer}},
 		"another root": {[]string{"runsc-sandbox", "--root=/elsewhere", "boot", "sbx_1-1"}, process{}},
 		"no bundle":    {[]string{"runsc-gofer", "--root=" + root, "gofer", "--bundle"}, process{}},
 		"not gVisor":   {[]string{"vim", "--root=" + root, "sbx_1-1"}, process{}},

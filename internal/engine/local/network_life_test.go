@@ -246,15 +246,24 @@ func TestNetworkOfTwoServers(t *testing.T) {
 	}
 	works(first, one)
 	works(second, two)
-	rx, _, _ := second.NetworkUsage(t.Context(), two)
+	// What the device counts is not proof: the host's own neighbour discovery is in it.
+	datagrams := func() string {
+		t.Helper()
+		out, code := sh(t, second, two, guest.UserRoot, "grep ^Udp: /proc/net/snmp")
+		if code != 0 || !strings.Contains(out, "NoPorts") {
+			t.Fatalf("%d %q", code, out)
+		}
+		return out
+	}
+	received := datagrams()
 	w.settled(t, lastPacket(t, first, one))
 	attack := fmt.Sprintf("for a in %s %s %s 10.9.9.9; do bash -c \"echo attack > /dev/udp/$a/5000\"; done 2>/dev/null; true", b, hostPrivate4, hostPublic4)
 	sh(t, first, one, guest.UserRoot, attack)
 	if got := w.settled(t, lastPacket(t, first, one)); len(got) > 0 {
 		t.Errorf("reached: %v", got)
 	}
-	if after, _, _ := second.NetworkUsage(t.Context(), two); after != rx {
-		t.Errorf("the other server's sandbox received %d bytes", after-rx)
+	if after := datagrams(); after != received {
+		t.Errorf("the other server's sandbox received something:\n%s\n%s", received, after)
 	}
 
 	c, err := nftables.New()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -60,8 +61,13 @@ func (r ruleset) apply(devices []*device, fresh bool) error {
 	return nil
 }
 
+// numbering guards the library's counter of sets, which all connections of a process share.
+var numbering sync.Mutex
+
 // say says all of the table anew, in the transaction of c.
 func (r ruleset) say(c *nftables.Conn, t *nftables.Table, devices []*device, fresh bool) {
+	numbering.Lock()
+	defer numbering.Unlock()
 	c.AddTable(t) // so that there is one to empty
 	if fresh {
 		c.DelTable(t)

@@ -378,7 +378,11 @@ func (e *Engine) restore(ctx context.Context, en *entry, k string, spec sandbox.
 		return errors.Join(cannotResume(err, e.lastWords(k)), e.freeze(ctx, en, k))
 	}
 	en.made = c
-	if err := e.limit(k, spec, c); err != nil {
+	err = e.place(k, spec, []int{c.SandboxPid(), int(c.GoferPid.Load())})
+	if err == nil {
+		err = e.watch(k, spec, c)
+	}
+	if err != nil {
 		return errors.Join(err, e.freeze(ctx, en, k))
 	}
 	if err := ctx.Err(); err != nil {
