@@ -236,6 +236,10 @@ func TestDockerfileCommandsRun(t *testing.T) {
 		!strings.Contains(problem.Detail, "7") || !strings.Contains(problem.Detail, "before") || strings.Contains(err.Error(), "hunter2") {
 		t.Errorf("a command that fails: %v", err)
 	}
+	_, err = build(sandbox.Image{Source: s.busybox, Commands: []string{"USER root", "RUN kill -9 1; sleep 60"}}, nil)
+	if !errors.As(err, &problem) || problem.Code != "sandbox_ended" || !errors.Is(err, sandbox.ErrUnavailable) {
+		t.Errorf("a command that ends its sandbox: %v", err)
+	}
 }
 
 func TestSnapshots(t *testing.T) {

@@ -169,13 +169,32 @@ func (e *Engine) ifEnded(ctx context.Context, ref engine.Ref, err error) error {
 	if err == nil || ctx.Err() != nil || errors.As(err, &p) || errors.As(err, &exit) {
 		return err
 	}
-	st, inspectErr := e.Inspect(ctx, ref)
-	if inspectErr != nil || st.Phase != engine.PhaseGone {
-		return err
+	// A connection breaks with its guest, which is a moment before the sandbox has ended.
+	lost := errors.Is(err, guest.ErrLost)
+	reason := "its helper doesn't answer any more"
+	for deadline := time.Now().Add(endLimit); ; {
+		st, inspectErr := e.Inspect(ctx, ref)
+		if inspectErr == nil && st.Phase == engine.PhaseGone {
+			reason = cmp.Or(st.Reason, "nothing is left of it")
+			break
+		}
+		if !lost {
+			return err
+		}
+		if time.Now().After(deadline) || ctx.Err() != nil {
+			break
+		}
+		<-time.After(endLook)
 	}
 	return &sandbox.Problem{Class: sandbox.ErrUnavailable, Code: "sandbox_ended", Err: err,
-		Detail: fmt.Sprintf("The sandbox in which this was done ended before it was: %s. Try again.", cmp.Or(st.Reason, "nothing is left of it"))}
+		Detail: fmt.Sprintf("The sandbox in which this was done ended before it was: %s. Try again.", reason)}
 }
+
+// How long, and how often, is looked whether a sandbox has ended whose connection broke.
+const (
+	endLimit = 5 * time.Second
+	endLook  = 20 * time.Millisecond
+)
 
 // clearBuilds destroys the sandboxes of builds that an earlier process has left: nobody goes on with them, and no row names them.
 func (e *Engine) clearBuilds() {
