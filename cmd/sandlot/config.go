@@ -174,9 +174,15 @@ func (c *config) fill(cmd *cobra.Command, environ []string) error {
 
 const minAdminKey = 16
 
-// dialer connects on behalf of sandboxes: to public addresses only, and what the operator opened.
-func (c *config) dialer() *netguard.Dialer {
-	return &netguard.Dialer{Allow: c.EgressPrivate, Proxy: c.Proxy}
+// The options that open private addresses, as refusals name them.
+const (
+	optionEgress     = "--egress-private"
+	optionRegistries = "--private-registries"
+)
+
+// dialer connects on behalf of sandboxes: to public addresses only, and what the operator opened. option is how, for who is refused.
+func (c *config) dialer(option string) *netguard.Dialer {
+	return &netguard.Dialer{Allow: c.EgressPrivate, Proxy: c.Proxy, Option: option}
 }
 
 // fillPrivate reads what is opened of the private network.

@@ -168,7 +168,7 @@ func newGateway(ctx context.Context, cfg config, st *store.Store, log *slog.Logg
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.Proxy = func(r *http.Request) (*url.URL, error) { return cfg.Proxy(r.URL) } // our environment has been cleared
 	gc := gateway.Config{
-		Upstream: cfg.Upstream, Key: cfg.AnthropicKey, Secret: secret, Transport: transport, Log: log, Egress: *cfg.dialer(),
+		Upstream: cfg.Upstream, Key: cfg.AnthropicKey, Secret: secret, Transport: transport, Log: log, Egress: *cfg.dialer(optionEgress),
 		Policy: func(ctx context.Context, id sandbox.ID) (gateway.Policy, error) {
 			sb, err := st.Sandbox(ctx, "", id)
 			return sb.Spec.Network, err
@@ -214,7 +214,7 @@ func openLocal(cfg config, toolkit *claude.Toolkit, log *slog.Logger) (*local.En
 	return local.Open(local.Config{
 		Dir: filepath.Join(cfg.Data, "local"), Guest: program, Log: log,
 		Mounts:   []local.Mount{{Source: toolkit.Dir(), Target: claude.MountPoint}},
-		Registry: netguard.Transport(cfg.dialer(), cfg.PrivateRegistries), Fetch: netguard.Transport(cfg.dialer(), nil),
+		Registry: netguard.Transport(cfg.dialer(optionRegistries), cfg.PrivateRegistries), Fetch: netguard.Transport(cfg.dialer(optionEgress), nil),
 		OpenSubnet: cfg.OpenSubnet, Pool: cfg.Pool,
 	})
 }

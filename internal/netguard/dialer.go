@@ -35,6 +35,7 @@ type Dialer struct {
 	Resolver Resolver       // nil = the system's
 	Allow    []netip.Prefix // the operator's exceptions: opened though not public
 	Timeout  time.Duration  // of a whole connect; 0 = 30 s
+	Option   string         // by which the operator makes exceptions, for whoever is refused; "" names none
 
 	// Proxy returns the HTTP or SOCKS proxy through which this server reaches a URL, nil for none. Then names are the proxy's to
 	// resolve. They are checked here too where they can be, but it is the proxy that must not lead into a private network.
@@ -52,7 +53,7 @@ func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.
 	if !strings.HasPrefix(network, "tcp") {
 		return nil, fmt.Errorf("netguard: no connections of type %q", network)
 	}
-	host, port, err := splitTarget(address)
+	host, port, err := d.splitTarget(address)
 	if err != nil {
 		return nil, err
 	}
@@ -84,7 +85,7 @@ func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.
 func (d *Dialer) Lookup(ctx context.Context, host string) ([]netip.Addr, error) {
 	name, addr, err := ParseHost(host)
 	if err != nil {
-		return nil, refuse(host, err)
+		return nil, d.refuse(host, err)
 	}
 	addrs := []netip.Addr{addr}
 	if name != "" {
@@ -113,7 +114,7 @@ func (d *Dialer) Lookup(ctx context.Context, host string) ([]netip.Addr, error) 
 		}
 	}
 	if len(good) == 0 {
-		return nil, refuse(host, fmt.Errorf("it leads to %v", addrs))
+		return nil, d.refuse(host, fmt.Errorf("it leads to %v", addrs))
 	}
 	return interleave(good), nil
 }
@@ -147,13 +148,17 @@ func ownAddrs() ([]netip.Addr, error) {
 }
 
 // refuse tells the caller which host, and only the log what it led to.
-func refuse(host string, cause error) error {
+func (d *Dialer) refuse(host string, cause error) error {
 	if len(host) > 253 {
 		host = host[:253] + "…"
 	}
+	by := ""
+	if d.Option != "" {
+		by = " with " + d.Option
+	}
 	return &sandbox.Problem{Class: sandbox.ErrInvalid, Code: CodeRefused, Err: cause,
 		Detail: fmt.Sprintf("%q is not on the public internet. Private, loopback, link-local and metadata addresses are refused, unless "+
-			"the operator of this server opens them.", host)}
+			"the operator of this server opens them%s.", host, by)}
 }
 
 // interleave alternates between the two families, beginning with that of the first address: one of them may be broken.
@@ -241,7 +246,7 @@ func (d *Dialer) timeout() time.Duration {
 }
 
 // splitTarget takes an address apart and normalizes both halves.
-func splitTarget(address string) (host, port string, err error) {
+func (d *Dialer) splitTarget(address string) (host, port string, err error) {
 	host, port, err = net.SplitHostPort(address)
 	if err != nil {
 		return "", "", fmt.Errorf("netguard: %w", err)
@@ -252,7 +257,7 @@ func splitTarget(address string) (host, port string, err error) {
 	}
 	name, addr, err := ParseHost(host)
 	if err != nil {
-		return "", "", refuse(host, err)
+		return "", "", d.refuse(host, err)
 	}
 	if addr.IsValid() {
 		name = addr.String()

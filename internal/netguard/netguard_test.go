@@ -294,7 +294,7 @@ func TestDialer(t *testing.T) {
 		{"127.1:80", nil, ""},
 	} {
 		var seen dialed
-		d := netguard.Dialer{Resolver: resolver(), Allow: c.allow, Dial: seen.dial}
+		d := netguard.Dialer{Resolver: resolver(), Allow: c.allow, Dial: seen.dial, Option: "--open-it"}
 		conn, err := d.DialContext(t.Context(), "tcp", c.address)
 		if conn != nil {
 			_ = conn.Close()
@@ -303,7 +303,8 @@ func TestDialer(t *testing.T) {
 		if got := seen.got(); got != c.want {
 			t.Errorf("%s (%v) connects to %q, want %q", c.address, c.allow, got, c.want)
 		}
-		if c.want == "" && (!errors.As(err, &p) || p.Code != netguard.CodeRefused || strings.Contains(p.Detail, "10.1.2.3")) || c.want != "" && err != nil {
+		if c.want == "" && (!errors.As(err, &p) || p.Code != netguard.CodeRefused || strings.Contains(p.Detail, "10.1.2.3") ||
+			!strings.Contains(p.Detail, "opens them with --open-it.")) || c.want != "" && err != nil {
 			t.Errorf("%s: %v", c.address, err)
 		}
 	}

@@ -45,10 +45,10 @@ func (d *Dialer) checkProxied(ctx context.Context, host string) error {
 	}
 	name, _, err := ParseHost(host)
 	if err != nil {
-		return refuse(host, err)
+		return d.refuse(host, err)
 	}
 	if !strings.Contains(name, ".") || slices.ContainsFunc(internalNames, func(s string) bool { return strings.HasSuffix(name, "."+s) }) {
-		return refuse(host, errors.New("it is a name of a private network"))
+		return d.refuse(host, errors.New("it is a name of a private network"))
 	}
 	return nil
 }
@@ -251,7 +251,7 @@ func (t *guarded) proxy(r *http.Request) (*url.URL, error) {
 	if port == "" {
 		port = map[string]string{"http": "80", "https": "443"}[r.URL.Scheme]
 	}
-	host, port, err := splitTarget(net.JoinHostPort(r.URL.Hostname(), port))
+	host, port, err := t.d.splitTarget(net.JoinHostPort(r.URL.Hostname(), port))
 	if err != nil {
 		return nil, err
 	}
@@ -261,7 +261,7 @@ func (t *guarded) proxy(r *http.Request) (*url.URL, error) {
 	}
 	if via == nil {
 		if t.isProxy(net.JoinHostPort(host, port)) {
-			return nil, refuse(host, errors.New("it is the server's proxy"))
+			return nil, t.d.refuse(host, errors.New("it is the server's proxy"))
 		}
 		return nil, nil
 	}
@@ -288,7 +288,7 @@ func (t *guarded) dial(ctx context.Context, network, address string) (net.Conn, 
 	if t.isProxy(address) { // proxy lets no request through that means this address itself
 		return t.d.connect(ctx, network, address)
 	}
-	host, port, err := splitTarget(address)
+	host, port, err := t.d.splitTarget(address)
 	if err != nil {
 		return nil, err
 	}

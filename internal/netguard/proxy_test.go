@@ -80,7 +80,7 @@ func TestDialerThroughTheServersProxy(t *testing.T) {
 		var c corporate
 		srv := httptest.NewUnstartedServer(&c)
 		srv.Config.ErrorLog = log.New(io.Discard, "", 0)
-		d := netguard.Dialer{Resolver: &names{of: map[string][]string{"good.example": {"1.1.1.1"}, "private.example": {"10.0.0.1"}}}}
+		d := netguard.Dialer{Resolver: &names{of: map[string][]string{"good.example": {"1.1.1.1"}, "private.example": {"10.0.0.1"}}}, Option: "--open-it"}
 		if scheme == "https" {
 			srv.StartTLS()
 		} else {
@@ -112,7 +112,7 @@ func TestDialerThroughTheServersProxy(t *testing.T) {
 		}
 		_ = unknown.Close()
 		for _, no := range []string{"private.example:443", "10.0.0.1:443", "169.254.169.254:80", "metadata.google.internal:80", "intranet:80", "wiki.corp:80", "localhost:80", "127.1:80"} {
-			if _, err := d.DialContext(t.Context(), "tcp", no); !refused(err) {
+			if _, err := d.DialContext(t.Context(), "tcp", no); !refused(err) || !strings.Contains(err.Error(), "--open-it") {
 				t.Errorf("%s: %v", no, err)
 			}
 		}
