@@ -42,7 +42,8 @@ func tooBig(limit int64) *sandbox.Problem {
 
 func wrongPlatform(want string, have []string) *sandbox.Problem {
 	return &sandbox.Problem{Class: sandbox.ErrInvalid, Code: "wrong_platform",
-		Detail: fmt.Sprintf("The image is not made for %s, which this server runs; it is made for %s.", want, strings.Join(have, ", "))}
+		Detail: fmt.Sprintf("The image is not made for %s, which this server runs; it is made for %s. Name a tag or digest that is made for %s, "+
+			"or build the image for it (docker buildx build --platform=%s).", want, strings.Join(have, ", "), want, want)}
 }
 
 func unknownImage(id string) *sandbox.Problem {

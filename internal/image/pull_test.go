@@ -165,7 +165,8 @@ func TestPullPlatform(t *testing.T) {
 	s, dir := open(t)
 	none, _ := index(arm, win, attestation)
 	_, _, err := s.Pull(t.Context(), push("multi:2", none), image.Auth{}, nil)
-	wantProblem(t, err, sandbox.ErrInvalid, "wrong_platform", "image.registry", "linux/amd64", "linux/arm64/v8", "windows/amd64:10.0")
+	wantProblem(t, err, sandbox.ErrInvalid, "wrong_platform", "image.registry", "linux/amd64", "linux/arm64/v8", "windows/amd64:10.0",
+		"--platform=linux/amd64")
 	if strings.Contains(err.Error(), "unknown") {
 		t.Errorf("%v tells of attestations", err)
 	}
