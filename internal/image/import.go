@@ -289,7 +289,7 @@ func (im *importer) one(f found) (Image, error) {
 	}
 	img, err := im.s.finish(im.ctx, r, cf, title, im.report)
 	if err == nil {
-		im.s.touch(id)
+		im.s.got(id)
 	}
 	return img, err
 }

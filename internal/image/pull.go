@@ -58,11 +58,14 @@ func (s *Store) Pull(ctx context.Context, ref string, auth Auth, report func(Pro
 			return Image{}, res, at(fieldRegistry, err)
 		}
 		res.Digest, res.Manifest = m.top, m.digest
+		id := m.Config.Digest.String()
+		defer s.drop([]string{id}) // runs after unpin; an image that has it keeps it
+		defer s.pin(id)()          // till it counts as got
 		if img, err = s.share(ctx, &pull{s: s, c: c, m: m, name: res.Reference}, report); err != nil {
 			return Image{}, res, at(fieldRegistry, err)
 		}
+		s.got(img.ID)
 	}
-	s.touch(img.ID)
 	if now, err := s.Inspect(ctx, img.ID); err == nil {
 		img = now // its names, and slices of the caller's own
 	}
@@ -103,6 +106,9 @@ func (s *Store) here(ctx context.Context, c *session, ref name.Reference, report
 		}
 		defer unpin()
 		img, err := s.finish(ctx, r, nil, canonical(ref), report)
+		if err == nil {
+			s.got(id)
+		}
 		return img, source{Digest: digest, Manifest: sources[i].Manifest}, err
 	}
 	return Image{}, source{}, nil

@@ -53,6 +53,7 @@ type record struct {
 	settings Settings
 	chain    string
 	usedAt   time.Time // the file's modification time
+	gotten   int       // how many have got it by Pull or Import and not given it back; those of earlier processes count as one
 }
 
 // source is where an image came from: whoever gets that manifest from that repository may have the image.
@@ -192,7 +193,7 @@ func (s *Store) load() error {
 			s.cfg.Log.Error("an image's configuration can't be read, so it is removed", "image", r.ID, "error", err)
 			return os.Remove(s.path("images", name))
 		}
-		r.settings, r.chain, r.usedAt = settingsOf(cf), chainOf(r.Layers), fi.ModTime()
+		r.settings, r.chain, r.usedAt, r.gotten = settingsOf(cf), chainOf(r.Layers), fi.ModTime(), 1
 		s.images[r.ID] = &r
 		return nil
 	})
@@ -362,6 +363,31 @@ func (s *Store) touch(id string) {
 			s.cfg.Log.Warn("an image's last use can't be noted", "image", id, "error", err)
 		}
 	}
+}
+
+// got notes that somebody goes on with an image, which must be pinned until then.
+func (s *Store) got(id string) {
+	s.touch(id)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r, ok := s.images[id]; ok {
+		r.gotten++
+	}
+}
+
+// GiveBack says that whoever has got an image by Pull or Import has no use for it. If nobody else has got it, it is deleted.
+func (s *Store) GiveBack(id string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r, ok := s.images[id]
+	if s.closed || !ok {
+		return nil
+	}
+	if r.gotten--; r.gotten > 0 || s.pins[id] > 0 {
+		return nil
+	}
+	_, err := s.deleteLocked(id)
+	return err
 }
 
 // keep records an image, or adds names and sources to the one that is there. All that it needs is there and pinned.

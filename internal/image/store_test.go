@@ -110,6 +110,51 @@ func TestDelete(t *testing.T) {
 	}
 }
 
+// TestGiveBack: an image that is of no use goes at once, with all that came with it, but never one that others have got or work with.
+func TestGiveBack(t *testing.T) {
+	r := newRegistry(t)
+	s, dir := open(t)
+	shared := newLayer(t, "gzip", "shared", noise(1, 50<<10))
+	ref := r.push(t, "one:1", newImage(t, v1.Config{User: "nobody-here"}, shared, newLayer(t, "gzip", "own", noise(2, 50<<10))))
+	other := r.push(t, "two:1", newImage(t, v1.Config{}, shared))
+	pull := func(ref string) image.Image {
+		t.Helper()
+		img, _, err := s.Pull(t.Context(), ref, image.Auth{}, nil)
+		must(t, err)
+		return img
+	}
+	img := pull(ref)
+	must(t, s.GiveBack(img.ID))
+	wantNothing(t, s, dir)
+	must(t, s.GiveBack(img.ID)) // it is gone
+
+	two := pull(other)
+	img = pull(ref)
+	pull(ref)
+	must(t, s.GiveBack(img.ID))
+	whole(t, dir, img) // the other who pulled it has it
+	var archive bytes.Buffer
+	must(t, s.Export(t.Context(), img.ID, image.OCI, "", &archive))
+	_, err := s.Import(t.Context(), &archive, nil)
+	must(t, err)
+	must(t, s.GiveBack(img.ID))
+	whole(t, dir, img)
+	must(t, s.GiveBack(img.ID))
+	if _, err := s.Inspect(t.Context(), img.ID); !errors.Is(err, sandbox.ErrNotFound) {
+		t.Errorf("nobody has it any more: %v", err)
+	}
+	whole(t, dir, two)
+
+	// What an earlier process has pulled may be anybody's.
+	must(t, s.Close())
+	s, err = image.Open(image.Config{Dir: dir, Transport: http.DefaultTransport, Platform: &platform})
+	must(t, err)
+	t.Cleanup(func() { must(t, s.Close()) })
+	pull(other)
+	must(t, s.GiveBack(two.ID))
+	whole(t, dir, two)
+}
+
 func TestCollect(t *testing.T) {
 	r := newRegistry(t)
 	s, dir := open(t)
