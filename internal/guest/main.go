@@ -49,6 +49,13 @@ func parseArgs(args []string, out io.Writer) (Config, error) {
 	fs.StringVar(&cfg.Workdir, "workdir", "/workspace", "`directory` in which processes start")
 	fs.StringVar(&cfg.GatewayAddr, "gateway", Gateway, "loopback `address` that leads to the host's gateway; empty for none")
 	fs.BoolVar(&cfg.Furnish, "furnish", false, "add to /etc, /tmp and /root what an image lacks; for a file system that is the sandbox's own")
+	fs.Func("dir", "absolute `path` of a directory to make where it is missing; may be repeated", func(s string) error {
+		if !filepath.IsAbs(s) {
+			return fmt.Errorf("%q is not absolute", s)
+		}
+		cfg.Dirs = append(cfg.Dirs, s)
+		return nil
+	})
 	fs.DurationVar(&cfg.Grace, "grace", 0, "`time` between TERM and KILL; 0 for the default")
 	fs.Func("agent", "`uid:gid` of the user processes (default 1000:1000)", func(s string) (err error) {
 		cfg.AgentUID, cfg.AgentGID, err = parseAgent(s)
@@ -112,6 +119,11 @@ func serve(cfg Config) error {
 		cfg.Log.Debug("the file system stays as it is")
 	} else if err := furnish("/", cfg.AgentUID, cfg.AgentGID, filepath.Join(cfg.Workdir, ".sandlot", "home")); err != nil {
 		cfg.Log.Warn("the image lacks something that can't be added", "err", err) // most programs live without
+	}
+	for _, dir := range cfg.Dirs {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			cfg.Log.Warn("a directory that the image wants can't be made", "err", err)
+		}
 	}
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
 		return err

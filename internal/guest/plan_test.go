@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -85,12 +86,12 @@ func TestParseArgs(t *testing.T) {
 		cfg.AgentUID != 1000 || cfg.AgentGID != 1000 || cfg.GatewayAddr != Gateway || !cfg.Deadline.IsZero() || cfg.Version == "" {
 		t.Errorf("%+v, %v", cfg, err)
 	}
-	cfg, err = parseArgs(strings.Fields("--socket-dir /s --state-dir /t --workdir /w --agent 7:8 --deadline 2026-01-02T15:04:05Z --gateway= --grace 1s"), io.Discard)
+	cfg, err = parseArgs(strings.Fields("--socket-dir /s --state-dir /t --workdir /w --agent 7:8 --deadline 2026-01-02T15:04:05Z --gateway= --grace 1s --dir /a --dir /b/c"), io.Discard)
 	if err != nil || cfg.SocketPath != "/s/guest.sock" || cfg.StateDir != "/t" || cfg.Workdir != "/w" || cfg.AgentUID != 7 || cfg.AgentGID != 8 ||
-		cfg.GatewayAddr != "" || cfg.Grace != time.Second || !cfg.Deadline.Equal(time.Date(2026, 1, 2, 15, 4, 5, 0, time.UTC)) {
+		cfg.GatewayAddr != "" || !slices.Equal(cfg.Dirs, []string{"/a", "/b/c"}) || cfg.Grace != time.Second || !cfg.Deadline.Equal(time.Date(2026, 1, 2, 15, 4, 5, 0, time.UTC)) {
 		t.Errorf("%+v, %v", cfg, err)
 	}
-	for _, bad := range []string{"--agent 7", "--agent a:b", "--agent -1:0", "--deadline tomorrow", "more", "--nope"} {
+	for _, bad := range []string{"--agent 7", "--dir relative", "--agent a:b", "--agent -1:0", "--deadline tomorrow", "more", "--nope"} {
 		if _, err := parseArgs(strings.Fields(bad), io.Discard); err == nil {
 			t.Errorf("%s: accepted", bad)
 		}

@@ -35,6 +35,7 @@ type Config struct {
 	// Confine says that this process is the guest and nothing else: it takes in orphans, can't be looked into, and starts
 	// processes from a thread that has given up dangerous capabilities. A guest inside another program leaves it false.
 	Confine bool
+	Dirs    []string      // Main makes those that are missing
 	Furnish bool          // Main adds what an image lacks; only where the file system is the sandbox's own
 	Grace   time.Duration // between TERM and KILL; 0 = 5 s
 	// MemoryUsed tells how many bytes of the sandbox's memory are used; nil = by /proc/meminfo, if Confine.

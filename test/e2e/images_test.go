@@ -343,15 +343,24 @@ func TestBadInput(t *testing.T) {
 			wantProblem(t, err, tc.status, tc.code, tc.field)
 		})
 	}
+	for want, tc := range map[string]api.CreateSandbox{
+		"--private-registries":     image("127.0.0.1:1/x:1", ""),
+		"--egress-private":         {Image: &api.Image{Registry: good, RegistrySecret: "hub", DockerfileCommands: []string{"ADD http://127.0.0.1:1/x /x"}}},
+		"--platform=linux/":        image(otherPlatform, "hub"),
+		"Dockerfile command USER.": image(noUser, "hub"),
+	} {
+		_, err := s.Create(within(t), tc)
+		wantProblem(t, err, 400, "", "", want)
+	}
 	wantNothingLeft(t, s.data)
 	for path, size := range diskOf(t, s) {
 		if _, was := before[path]; !was {
 			t.Errorf("left on the disk: %s, %d bytes", path, size)
 		}
 	}
-	// In these two the image itself is a good one, which stays for a while.
 	_, err = s.Create(within(t), image(noUser, "hub"))
 	wantProblem(t, err, 400, "unknown_user", "image.registry")
+	// Here the image itself is a good one, which stays for a while.
 	_, err = s.Create(within(t), api.CreateSandbox{Workdir: "/data/file",
 		Image: &api.Image{Registry: good, RegistrySecret: "hub", DockerfileCommands: []string{"RUN mkdir /data; echo x > /data/file"}}})
 	wantProblem(t, err, 400, "invalid_request", "workdir")

@@ -213,7 +213,7 @@ func (e *Engine) makeBundle(ctx context.Context, k string, spec sandbox.Spec, co
 	if err := os.Mkdir(filepath.Join(b.dir, "root"), 0o755); err != nil {
 		return bundle{}, err
 	}
-	mounts, err := e.linkRoot(ctx, k, spec, filepath.Join(b.dir, rootFile))
+	add, err := e.linkRoot(ctx, k, spec, filepath.Join(b.dir, rootFile))
 	if err != nil {
 		return bundle{}, err
 	}
@@ -230,7 +230,7 @@ func (e *Engine) makeBundle(ctx context.Context, k string, spec sandbox.Spec, co
 	if err := e.makeSlotVolume(k, spec, base); err != nil {
 		return bundle{}, err
 	}
-	b.spec = e.ociSpec(k, spec, base, mounts, time.Now())
+	b.spec = e.ociSpec(k, spec, base, add, time.Now())
 	e.gpus.grant(b.spec, conf, filepath.Join(e.stage.dir, gpuFiles), granted)
 	if dev != nil {
 		if err := e.addNetwork(k, b.spec, dev); err != nil {

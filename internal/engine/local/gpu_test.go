@@ -87,7 +87,7 @@ func TestGPUSpecification(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, conf := e.ociSpec("box", sp, 0, nil, time.Now()), &config.Config{}
+	s, conf := e.ociSpec("box", sp, 0, additions{}, time.Now()), &config.Config{}
 	e.gpus.grant(s, conf, "/stage/nvidia", granted)
 
 	var nodes []string
@@ -129,7 +129,7 @@ func TestGPUSpecification(t *testing.T) {
 	}
 
 	// Without one, nothing of all that.
-	plain, conf := e.ociSpec("box", sandbox.Spec{DiskMiB: 100, Workdir: "/workspace"}, 0, nil, time.Now()), &config.Config{}
+	plain, conf := e.ociSpec("box", sandbox.Spec{DiskMiB: 100, Workdir: "/workspace"}, 0, additions{}, time.Now()), &config.Config{}
 	e.gpus.grant(plain, conf, "/stage/nvidia", nil)
 	if data, err := json.Marshal(plain); err != nil || strings.Contains(string(data), "nvidia") || conf.NVProxy {
 		t.Errorf("without a GPU: %s, %v", data, err)

@@ -113,6 +113,9 @@ func (e *Engine) PrepareImage(ctx context.Context, req engine.ImageRequest, repo
 	}
 	p, err := e.prepared(ctx, id)
 	if err != nil {
+		if reference != "" && len(req.Image.Commands) == 0 && errors.Is(err, sandbox.ErrInvalid) { // nobody has a use for it
+			err = errors.Join(err, e.images.GiveBack(id))
+		}
 		return engine.Prepared{}, err
 	}
 	settings := p.Image.Settings
@@ -177,6 +180,11 @@ func (e *Engine) ImportImages(ctx context.Context, archive io.Reader, report fun
 	for _, img := range all {
 		p, err := e.prepared(ctx, img.ID)
 		if err != nil {
+			for _, img := range all {
+				if errors.Is(err, sandbox.ErrInvalid) { // none of them will be anybody's
+					err = errors.Join(err, e.images.GiveBack(img.ID))
+				}
+			}
 			return nil, err
 		}
 		out = append(out, p)

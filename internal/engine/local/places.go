@@ -69,8 +69,43 @@ var (
 	errNowhere     = errors.New("leads nowhere")
 )
 
+// maxVolumes bounds the directories that an image wants for its volumes, and the length of their names: they are told on a command line.
+const maxVolumes = 64 << 10
+
+// missingVolumes returns those of an image's volumes for which it has no directory. As with Docker, what it has stays as it is, and what
+// it lacks is an empty directory of root's, if need be at the end of a link that leads nowhere. Below workdir the sandbox's own volume is.
+func missingVolumes(root *rootfs.FS, volumes []string, workdir string) ([]string, error) {
+	var missing []string
+	size := 0
+	for _, v := range volumes {
+		name := path.Join("/", v)
+		real, err := followPlace(root, name, true)
+		if err != nil {
+			return nil, unsuitable(imageField, "the volume %s %w", name, err)
+		}
+		if within(real, workdir) {
+			continue
+		}
+		if _, err := root.Lstat(real); err == nil {
+			continue
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("looking for the image's volume %s: %w", name, err)
+		}
+		if size += len(real) + 16; size > maxVolumes {
+			return nil, unsuitable(imageField, "there are more volumes than fit on a command line: their names are longer than %d KiB", maxVolumes>>10)
+		}
+		missing = append(missing, real)
+	}
+	return missing, nil
+}
+
 // resolvePlace follows name as a sandbox's kernel will. What isn't there can be made, unless a link leads there.
 func resolvePlace(root *rootfs.FS, name string) (string, error) {
+	return followPlace(root, name, false)
+}
+
+// followPlace does it; with dangling, what a link leads to can be made too.
+func followPlace(root *rootfs.FS, name string, dangling bool) (string, error) {
 	const maxLinks = 40 // as the kernel's
 	at, rest := "/", strings.Split(name, "/")
 	links, brought := 0, 0 // how many links there were, and how much of rest they have brought
@@ -87,7 +122,7 @@ func resolvePlace(root *rootfs.FS, name string) (string, error) {
 		next := path.Join(at, c)
 		fi, err := root.Lstat(next)
 		switch {
-		case errors.Is(err, fs.ErrNotExist) && byLink:
+		case errors.Is(err, fs.ErrNotExist) && byLink && !dangling:
 			return "", errNowhere
 		case errors.Is(err, fs.ErrNotExist):
 			return path.Join(append([]string{next}, rest...)...), nil

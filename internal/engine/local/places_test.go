@@ -3,6 +3,7 @@ package local
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/sandlot-dev/sandlot/internal/image/imagetest"
 	"github.com/sandlot-dev/sandlot/internal/image/rootfs"
+	"github.com/sandlot-dev/sandlot/internal/sandbox"
 )
 
 // TestResolvePlace follows the links of an image as the kernel does.
@@ -37,6 +39,21 @@ func TestResolvePlace(t *testing.T) {
 		if got, err := resolvePlace(root, in); err != nil || got != want {
 			t.Errorf("%s leads to %q, %v, want %q", in, got, err, want)
 		}
+	}
+	for in, want := range map[string]string{"/nowhere": "/none", "/half/y": "/a/none/x/y", "/var/deep/z": "/var/nothing/z", "/a/new": "/a/new"} {
+		if got, err := followPlace(root, in, true); err != nil || got != want {
+			t.Errorf("%s can be made as %q, %v, want %q", in, got, err, want)
+		}
+	}
+	many := make([]string, 3000)
+	for i := range many {
+		many[i] = fmt.Sprintf("/volumes/number/%d", i)
+	}
+	if dirs, err := missingVolumes(root, many[:1000], "/workspace"); err != nil || len(dirs) != 1000 {
+		t.Errorf("%d of 1000 volumes are to be made: %v", len(dirs), err)
+	}
+	if _, err := missingVolumes(root, many, "/workspace"); !errors.Is(err, sandbox.ErrInvalid) {
+		t.Errorf("3000 volumes: %v", err)
 	}
 	for in, want := range map[string]error{
 		"/nowhere": errNowhere, "/nowhere/x": errNowhere, "/half": errNowhere, "/half/y": errNowhere, "/loop": errNowhere, "/loop/x": errNowhere, "/var/deep": errNowhere,

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -29,32 +30,41 @@ type hostImage struct {
 	mounts []Mount // what completes it
 }
 
-// linkRoot links the root of spec's image into a bundle and returns the mounts that complete it.
-func (e *Engine) linkRoot(ctx context.Context, k string, spec sandbox.Spec, name string) ([]Mount, error) {
+// additions are what completes an image's root.
+type additions struct {
+	mounts []Mount
+	dirs   []string // to be made where they are missing
+}
+
+// linkRoot links the root of spec's image into a bundle and returns what completes it.
+func (e *Engine) linkRoot(ctx context.Context, k string, spec sandbox.Spec, name string) (additions, error) {
 	digest := spec.Image.Digest
 	if spec.Image.IsHost() {
 		digest = e.host.digest
 	}
 	if err := os.WriteFile(filepath.Join(e.sandboxDir(k), imageFile), []byte(digest), 0o600); err != nil {
-		return nil, err
+		return additions{}, err
 	}
 	img, err := e.images.Link(ctx, digest, name)
 	if err != nil {
-		return nil, fmt.Errorf("getting the image: %w", err)
+		return additions{}, fmt.Errorf("getting the image: %w", err)
 	}
 	root, err := rootfs.Open(name)
 	if err != nil {
-		return nil, fmt.Errorf("reading the image: %w", err)
+		return additions{}, fmt.Errorf("reading the image: %w", err)
 	}
 	defer root.Close()
 	if err := e.checkPlaces(root, spec); err != nil {
-		return nil, err
+		return additions{}, err
 	}
-	var mounts []Mount
 	if img.Config.Labels[hostLabel] != "" {
-		return append(mounts, e.host.mounts...), nil
+		return additions{mounts: slices.Clone(e.host.mounts)}, nil
 	}
-	return append(mounts, e.loader.missingIn(root, filepath.Join(e.stage.dir, loaderDir))...), nil
+	add := additions{mounts: e.loader.missingIn(root, filepath.Join(e.stage.dir, loaderDir))}
+	if spec.Volume.ID != "" { // a build's commands see what the image has, as with Docker
+		add.dirs, err = missingVolumes(root, img.Config.Volumes, spec.Workdir)
+	}
+	return add, err
 }
 
 // agent is the uid and gid that user processes have inside: those of the image's user, if it names one.

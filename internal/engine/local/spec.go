@@ -25,9 +25,9 @@ var guestCapabilities = []string{
 	"CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_MKNOD", "CAP_AUDIT_WRITE", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_SYS_RESOURCE",
 }
 
-// ociSpec describes a sandbox to gVisor, with all paths as gVisor's processes find them. mounts complete the image. It holds no
+// ociSpec describes a sandbox to gVisor, with all paths as gVisor's processes find them. add completes the image. It holds no
 // secret: gVisor keeps it on disk.
-func (e *Engine) ociSpec(k string, spec sandbox.Spec, base uint32, mounts []Mount, now time.Time) *specs.Spec {
+func (e *Engine) ociSpec(k string, spec sandbox.Spec, base uint32, add additions, now time.Time) *specs.Spec {
 	dir := filepath.Join(e.stage.dir, "sandboxes", k)
 	bundle := filepath.Join(dir, "bundle")
 	deadline := now.Add(spec.Timeout + deadlineGrace)
@@ -81,12 +81,15 @@ func (e *Engine) ociSpec(k string, spec sandbox.Spec, base uint32, mounts []Moun
 			"dev.gvisor.spec.rootfs.options": fmt.Sprintf("size=%dM", spec.DiskMiB),
 		},
 	}
+	for _, dir := range add.dirs {
+		s.Process.Args = append(s.Process.Args, "--dir="+dir)
+	}
 	if e.ids.perVolume {
 		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
 		mapping := []specs.LinuxIDMapping{{ContainerID: 0, HostID: base, Size: rangeSize}}
 		s.Linux.UIDMappings, s.Linux.GIDMappings = mapping, mapping
 	}
-	for _, m := range mounts {
+	for _, m := range add.mounts {
 		s.Mounts = append(s.Mounts, bind(m.Source, m.Target, "ro"))
 	}
 	for _, m := range e.cfg.Mounts {
