@@ -77,7 +77,7 @@ type Engine struct {
 	gpus    gpus
 	noGPU   string // why there is none
 	watches *watchdog
-	netns   *os.File // an empty network namespace, where gofers live
+	netns   *os.File // an empty network namespace, where gofers live; nil = each has its own
 	stage   *stage
 	images  *image.Store
 	builder *build.Builder
@@ -160,14 +160,14 @@ func Open(cfg Config) (*Engine, error) {
 		err = acquireRuntime(cfg.Runtime, cfg.Log)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("configuring gVisor: %w", err), e.netns.Close(), e.stage.close(), e.images.Close())
+		return nil, errors.Join(fmt.Errorf("configuring gVisor: %w", err), e.closeNetns(), e.stage.close(), e.images.Close())
 	}
 	if ids.perVolume && !cfg.NoCgroups {
 		e.cgroups = hostCgroups(installation(cfg.Dir))
 	}
 	if e.networks, err = openNetworks(ids, installation(cfg.Dir), cfg.OpenSubnet, cfg.Log); err != nil {
 		releaseRuntime()
-		return nil, errors.Join(fmt.Errorf("opening the local engine: %w", err), e.netns.Close(), e.stage.close(), e.images.Close())
+		return nil, errors.Join(fmt.Errorf("opening the local engine: %w", err), e.closeNetns(), e.stage.close(), e.images.Close())
 	}
 	e.openGPUs()
 	e.pool = newPool(e)
@@ -179,6 +179,13 @@ func Open(cfg Config) (*Engine, error) {
 	e.clearBuilds()
 	e.pool.start()
 	return e, nil
+}
+
+func (e *Engine) closeNetns() error {
+	if e.netns == nil {
+		return nil
+	}
+	return e.netns.Close()
 }
 
 // Close waits for suspensions under way and gives the standard streams back. Sandboxes go on running, but for those that nobody has
@@ -194,7 +201,7 @@ func (e *Engine) Close() error {
 	e.watches.close()
 	e.cgroups.close()
 	releaseRuntime()
-	return errors.Join(e.networks.close(), e.netns.Close(), e.stage.close(), e.images.Close())
+	return errors.Join(e.networks.close(), e.closeNetns(), e.stage.close(), e.images.Close())
 }
 
 // Capabilities implements engine.Engine.

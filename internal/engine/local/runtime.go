@@ -35,8 +35,14 @@ func Main() {
 	goruntime.LockOSThread()
 }
 
-// runtimeConfig gives gVisor's configuration. root holds its state files; gofers live in the network namespace netns.
+// runtimeConfig gives gVisor's configuration. root holds its state files; gofers live in the network namespace netns, or if that is nil
+// each in one of its own.
 func runtimeConfig(root string, netns *os.File) (*config.Config, error) {
+	// Otherwise gVisor pins one of its own by a mount in root, which would outlive everything.
+	goferNetns := "new"
+	if netns != nil {
+		goferNetns = fmt.Sprintf("/proc/self/fd/%d", netns.Fd())
+	}
 	fs := flag.NewFlagSet("sandlot", flag.ContinueOnError)
 	fs.SetOutput(io.Discard)
 	config.RegisterFlags(fs)
@@ -48,9 +54,8 @@ func runtimeConfig(root string, netns *os.File) (*config.Config, error) {
 		// gVisor would move this very process into the sandbox's cgroup; package cgroups places the sandbox instead.
 		"ignore-cgroups": "true",
 		// Only matters for settings of the host that doctor reports; skips a check at each start.
-		"host-settings": "ignore",
-		// Otherwise gVisor pins one of its own by a mount in root, which would outlive everything.
-		"gofer-network-namespace": fmt.Sprintf("/proc/self/fd/%d", netns.Fd()),
+		"host-settings":           "ignore",
+		"gofer-network-namespace": goferNetns,
 	} {
 		if err := fs.Set(name, value); err != nil {
 			return nil, fmt.Errorf("flag %s: %w", name, err)
@@ -59,14 +64,27 @@ func runtimeConfig(root string, netns *os.File) (*config.Config, error) {
 	return config.NewFromFlags(fs)
 }
 
-// emptyNetns makes a network namespace with nothing in it. It lasts as long as the file or a process in it.
+// emptyNetns makes a network namespace with nothing in it. It lasts as long as the file or a process in it. It returns nil if this process
+// can't leave it again, as when the host's network is not of its own user namespace: gVisor would lose a thread in it to each sandbox.
 func emptyNetns() (f *os.File, err error) {
 	err = onLostThread(func() error {
+		own, err := os.Open("/proc/thread-self/ns/net")
+		if err != nil {
+			return err
+		}
+		defer own.Close() // nothing was written
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return explain(fmt.Errorf("making a network namespace: %w", err))
 		}
-		f, err = os.Open("/proc/thread-self/ns/net")
-		return err
+		if f, err = os.Open("/proc/thread-self/ns/net"); err != nil {
+			return err
+		}
+		if err := unix.Setns(int(own.Fd()), unix.CLONE_NEWNET); err != nil {
+			err = f.Close()
+			f = nil
+			return err
+		}
+		return nil
 	})
 	return f, err
 }
