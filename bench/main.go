@@ -27,15 +27,18 @@ type options struct {
 	json     bool
 }
 
-// groups are what can be measured.
-var groups = []string{"start", "exec", "files", "prompt"}
+// usual is what is measured unless asked otherwise; groups is what can be.
+var (
+	usual  = []string{"start", "exec", "files", "prompt"}
+	groups = append(slices.Clone(usual), "child")
+)
 
 func main() {
 	var o options
-	flag.IntVar(&o.rounds, "n", 10, "rounds: how often each thing is done one after the other (exec: at least 30 times; files and prompt: a third)")
+	flag.IntVar(&o.rounds, "n", 10, "rounds: how often each thing is done one after the other (exec and child: at least 30 times; files and prompt: a third)")
 	flag.IntVar(&o.batch, "batch", 4, "how many sandboxes the modes staggered and burst start")
 	flag.DurationVar(&o.interval, "interval", 200*time.Millisecond, "time between two starts of the mode staggered")
-	only := flag.String("only", strings.Join(groups, ","), "what to measure")
+	only := flag.String("only", strings.Join(usual, ","), "what to measure; child too: containers that join a warm sandbox")
 	flag.StringVar(&o.bin, "bin", "bin/sandlot", "the program to measure")
 	flag.StringVar(&o.toolkit, "toolkit", os.Getenv("SANDLOT_TEST_TOOLKIT"), "directory of the Claude Code CLI (default: fetched anew)")
 	flag.BoolVar(&o.json, "json", false, "print JSON")
@@ -81,7 +84,10 @@ func run(ctx context.Context, o options) (err error) {
 	if b.dir, err = os.MkdirTemp("", "sandlot-bench-"); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(b.dir)) }()
+	defer func() {
+		unpin(b.dir)
+		err = errors.Join(err, os.RemoveAll(b.dir))
+	}()
 	if err := os.Chmod(b.dir, 0o755); err != nil {
 		return err
 	}
@@ -107,7 +113,7 @@ func run(ctx context.Context, o options) (err error) {
 	for _, g := range []struct {
 		name    string
 		measure func(context.Context) ([]*measure, error)
-	}{{"start", b.starts}, {"exec", b.execs}, {"files", b.files}, {"prompt", b.prompts}} {
+	}{{"start", b.starts}, {"exec", b.execs}, {"files", b.files}, {"prompt", b.prompts}, {"child", b.children}} {
 		if !slices.Contains(o.only, g.name) {
 			continue
 		}

@@ -15,6 +15,7 @@ import (
 	"syscall"
 
 	"github.com/sandlot-dev/sandlot/internal/claude"
+	"github.com/sandlot-dev/sandlot/internal/guest"
 )
 
 // raw is gVisor's own command line, which our program is too, on a copy of a sandbox's bundle.
@@ -25,6 +26,7 @@ type raw struct {
 	config map[string]any
 	flags  []string // beyond the usual
 	base   int      // the uid of the host that is root inside
+	guest  []string // the command line of the real one's process
 }
 
 // newRaw copies the bundle of a real sandbox of image, so that both sides have the same root, the same mounts and the same volume. name
@@ -63,12 +65,16 @@ func newRaw(ctx context.Context, b *bench, image, name string) (_ *raw, err erro
 	if err := json.Unmarshal(data, &r.config); err != nil {
 		return nil, err
 	}
-	r.relocate(b, s, id)
+	programs, err := filepath.Glob(filepath.Join(s.data, "guest", "*", filepath.Base(guest.Program)))
+	if err != nil || len(programs) != 1 {
+		return nil, fmt.Errorf("looking for the guest's program: %v, %w", programs, err)
+	}
+	r.relocate(b, s, id, filepath.Dir(programs[0]))
 	return r, r.write()
 }
 
-// relocate makes the copy stand on its own. Sources stand in a bundle as the server's processes see them.
-func (r *raw) relocate(b *bench, s *server, id string) {
+// relocate makes the copy stand on its own; program is the directory of the guest's. Sources stand in a bundle as the server's processes see them.
+func (r *raw) relocate(b *bench, s *server, id, program string) {
 	r.config["mounts"] = slices.DeleteFunc(r.config["mounts"].([]any), func(m any) bool {
 		source, _ := m.(map[string]any)["source"].(string)
 		return strings.Contains(source, id) // its socket and state
@@ -83,12 +89,16 @@ func (r *raw) relocate(b *bench, s *server, id string) {
 		case m["destination"] == claude.MountPoint:
 			m["source"] = filepath.Join(b.toolkit, "claude-"+claude.Version)
 		default: // the guest's program
-			m["source"] = filepath.Join(s.data, "guest")
+			m["source"] = program
 		}
 	}
 	r.config["root"].(map[string]any)["path"] = filepath.Join(r.bundle, "root")
 	r.annotate("source", filepath.Join(r.bundle, "root.erofs"))
 	process := r.config["process"].(map[string]any)
+	for _, arg := range process["args"].([]any) {
+		arg, _ := arg.(string)
+		r.guest = append(r.guest, arg)
+	}
 	process["args"] = []string{"/bin/sleep", "600"}
 	if linux, ok := r.config["linux"].(map[string]any); ok {
 		if maps, ok := linux["uidMappings"].([]any); ok && len(maps) > 0 {
@@ -110,9 +120,13 @@ func (r *raw) write() error {
 	return os.WriteFile(filepath.Join(r.bundle, "config.json"), data, 0o600)
 }
 
+// globals are the flags that come before a command.
+func (r *raw) globals() []string {
+	return append([]string{"--root=" + r.root, "--platform=systrap", "--network=none", "--host-uds=create", "--ignore-cgroups"}, r.flags...)
+}
+
 func (r *raw) call(ctx context.Context, args ...string) error {
-	flags := []string{"--root=" + r.root, "--platform=systrap", "--network=none", "--host-uds=create", "--ignore-cgroups"}
-	cmd := exec.CommandContext(ctx, r.runsc, slices.Concat(flags, r.flags, args)...)
+	cmd := exec.CommandContext(ctx, r.runsc, slices.Concat(r.globals(), args)...)
 	f, err := os.CreateTemp("", "bench-runsc-") // a file: the detached sandbox keeps it open, and nobody waits for that
 	if err != nil {
 		return err
@@ -138,8 +152,13 @@ func (r *raw) exec(ctx context.Context, id string, argv ...string) error {
 }
 
 func (r *raw) remove(ctx context.Context, id string) error {
-	err := r.call(context.WithoutCancel(ctx), "delete", "-force", id)
-	// gVisor pins a network namespace by a mount in its directory.
-	_ = syscall.Unmount(filepath.Join(r.root, "null-netns"), 0) // it may not be there
-	return err
+	return r.call(context.WithoutCancel(ctx), "delete", "-force", id)
+}
+
+// unpin lets go of the network namespaces that gVisor pins by mounts in its directories, below dir, so that it makes one only once.
+func unpin(dir string) {
+	pins, _ := filepath.Glob(filepath.Join(dir, "raw-*", "state", "null-netns")) // the pattern is well formed
+	for _, pin := range pins {
+		_ = syscall.Unmount(pin, 0) // where nothing was started there is none
+	}
 }
