@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sandlot-dev/sandlot/internal/engine/enginetest"
 	"github.com/sandlot-dev/sandlot/internal/sandbox"
 )
@@ -37,7 +39,12 @@ func TestCPUWithoutCgroups(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	own, err := unix.Getpriority(unix.PRIO_PROCESS, 0) // 20 - nice; whoever runs the tests may be nice, and nobody gets a higher priority
+	if err != nil {
+		t.Fatal(err)
+	}
 	for cpu, nice := range map[float64]int{0.5: 3, 1: 0} {
+		nice = max(nice, 20-own)
 		sp := spec()
 		sp.CPU = cpu
 		ref := create(t, e, sp)

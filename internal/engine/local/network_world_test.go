@@ -36,6 +36,7 @@ func TestOpenNetwork(t *testing.T) {
 	if os.Getuid() != 0 || os.Getenv(childEnv) != "" {
 		t.Skip("only real root gives sandboxes network devices")
 	}
+	t.Parallel() // the child counts what is its own
 	dir := openDir(t)
 	cfg := config(t, dir)
 	cmd := exec.CommandContext(t.Context(), copyFile(t, "/proc/self/exe", filepath.Join(dir, "local.test")), "-test.run=^TestNetwork", "-test.v", "-test.timeout=10m")
