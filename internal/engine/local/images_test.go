@@ -181,7 +181,7 @@ func TestImagesRun(t *testing.T) {
 func TestVolumesOfImages(t *testing.T) {
 	s := newShop(t)
 	ref := s.reg.Push(t, "volumes:1", imagetest.Image(t, func(c *v1.Config) {
-		c.Volumes = map[string]struct{}{"/kept": {}, "/new/deep/": {}, "relative": {}, "/via/x": {}, "/workspace/inner": {}}
+		c.Volumes = map[string]struct{}{"/kept": {}, "/new/deep/": {}, "relative": {}, "/via/x": {}, "/workspace/inner": {}, guest.SocketDir + "/" + guest.SocketName: {}}
 	}, s.busyboxL, imagetest.Layer(t, imagetest.File{Name: "kept", Mode: fs.ModeDir | 0o750, UID: 1234},
 		imagetest.File{Name: "kept/file", Mode: 0o600, UID: 1234, Data: "from the image\n"}, imagetest.File{Name: "via", Link: "/real/place"})))
 	sp := s.prepare(t, sandbox.Image{Source: ref, Commands: []string{"RUN test ! -e /new", "VOLUME /by/command /kept"}})

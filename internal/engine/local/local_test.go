@@ -3,6 +3,7 @@ package local_test
 import (
 	"bytes"
 	"context"
+	"flag"
 	"fmt"
 	"log/slog"
 	"os"
@@ -37,8 +38,26 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	os.Exit(m.Run())
+	// Most tests wait for something most of the time, so there may be more of them at once than cores.
+	flag.Parse()
+	if p := flag.Lookup("test.parallel"); p.Value.String() == p.DefValue {
+		if err := p.Value.Set(strconv.Itoa(max(4, runtime.GOMAXPROCS(0)))); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
+	code := m.Run()
+	for _, dir := range built {
+		if err := os.RemoveAll(dir); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
 }
+
+// built are the directories of what was built for this process.
+var built []string
 
 // guestProgram and runtimeProgram return the programs that an engine needs: those that were built before, or fresh builds.
 // The runtime is a program of its own because gVisor's sentry doesn't start in one that has the race detector in it.
@@ -55,6 +74,7 @@ func program(env, name, source string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	built = append(built, dir)
 	path := filepath.Join(dir, name)
 	cmd := exec.Command("go", "build", "-o", path, source)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -78,7 +98,24 @@ func config(t *testing.T, dir string) local.Config {
 	return local.Config{
 		Dir:     filepath.Join(dir, "local"),
 		Guest:   copyFile(t, g, filepath.Join(dir, "guest", filepath.Base(guest.Program))),
-		Runtime: copyFile(t, r, filepath.Join(openDir(t), "runtime")), // by default it is /proc/self/exe, which needs no walk
+		Runtime: reachable(t, r),
+	}
+}
+
+// reachable returns a program, or a copy of it where not every user can reach it. By default the runtime is /proc/self/exe, which needs no walk.
+func reachable(t *testing.T, path string) string {
+	t.Helper()
+	for dir := filepath.Dir(path); ; dir = filepath.Dir(dir) {
+		fi, err := os.Stat(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if fi.Mode().Perm()&0o001 == 0 {
+			return copyFile(t, path, filepath.Join(openDir(t), "runtime"))
+		}
+		if dir == filepath.Dir(dir) {
+			return path
+		}
 	}
 }
 

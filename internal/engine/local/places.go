@@ -24,9 +24,10 @@ const imageField = "image.registry"
 
 // checkPlaces refuses an image over which a sandbox can't be mounted: where a directory is needed it has a file, or a link that leads nowhere,
 // or links so that one mount would hide another. gVisor says no to some of it in words that help nobody, and yes to the rest.
-func (e *Engine) checkPlaces(root *rootfs.FS, spec sandbox.Spec) error {
-	all := []place{}
-	for _, name := range []string{"/proc", "/dev", "/sys", "/tmp", path.Dir(guest.Program), guest.SocketDir, guest.StateDir} {
+// It returns where all of it really is.
+func (e *Engine) checkPlaces(root *rootfs.FS, spec sandbox.Spec) (mounted []string, err error) {
+	all := []place{{name: "/tmp", field: imageField}} // where nothing is mounted
+	for _, name := range []string{"/proc", "/dev", "/sys", path.Dir(guest.Program), guest.SocketDir, guest.StateDir} {
 		all = append(all, place{name: name, field: imageField})
 	}
 	for _, m := range e.cfg.Mounts {
@@ -38,16 +39,19 @@ func (e *Engine) checkPlaces(root *rootfs.FS, spec sandbox.Spec) error {
 	for i, p := range all {
 		real, err := resolvePlace(root, p.name)
 		if err != nil {
-			return unsuitable(p.field, "%s %w", p.name, err)
+			return nil, unsuitable(p.field, "%s %w", p.name, err)
 		}
 		all[i].real = real
 		for _, other := range all[:i] {
 			if within(real, other.real) != within(p.name, other.name) || within(other.real, real) != within(other.name, p.name) {
-				return unsuitable(p.field, "%s leads to %s, and %s to %s: one would hide the other", p.name, real, other.name, other.real)
+				return nil, unsuitable(p.field, "%s leads to %s, and %s to %s: one would hide the other", p.name, real, other.name, other.real)
 			}
 		}
+		if i > 0 {
+			mounted = append(mounted, real)
+		}
 	}
-	return nil
+	return mounted, nil
 }
 
 // within reports whether a path is another one, or below it.
@@ -73,8 +77,8 @@ var (
 const maxVolumes = 64 << 10
 
 // missingVolumes returns those of an image's volumes for which it has no directory. As with Docker, what it has stays as it is, and what
-// it lacks is an empty directory of root's, if need be at the end of a link that leads nowhere. Below workdir the sandbox's own volume is.
-func missingVolumes(root *rootfs.FS, volumes []string, workdir string) ([]string, error) {
+// it lacks is an empty directory of root's, if need be at the end of a link that leads nowhere. What is mounted is not the image's.
+func missingVolumes(root *rootfs.FS, volumes, mounted []string) ([]string, error) {
 	var missing []string
 	size := 0
 	for _, v := range volumes {
@@ -83,7 +87,7 @@ func missingVolumes(root *rootfs.FS, volumes []string, workdir string) ([]string
 		if err != nil {
 			return nil, unsuitable(imageField, "the volume %s %w", name, err)
 		}
-		if within(real, workdir) {
+		if slices.ContainsFunc(mounted, func(dir string) bool { return within(real, dir) }) {
 			continue
 		}
 		if _, err := root.Lstat(real); err == nil {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/sandlot-dev/sandlot/internal/image/imagetest"
@@ -49,10 +50,13 @@ func TestResolvePlace(t *testing.T) {
 	for i := range many {
 		many[i] = fmt.Sprintf("/volumes/number/%d", i)
 	}
-	if dirs, err := missingVolumes(root, many[:1000], "/workspace"); err != nil || len(dirs) != 1000 {
+	if dirs, err := missingVolumes(root, many[:1000], []string{"/workspace"}); err != nil || len(dirs) != 1000 {
 		t.Errorf("%d of 1000 volumes are to be made: %v", len(dirs), err)
 	}
-	if _, err := missingVolumes(root, many, "/workspace"); !errors.Is(err, sandbox.ErrInvalid) {
+	if dirs, err := missingVolumes(root, []string{"/opt/work/x", "/opt/worked", "/var/opt/work"}, []string{"/var/opt/work"}); err != nil || !slices.Equal(dirs, []string{"/var/opt/worked"}) {
+		t.Errorf("outside of what is mounted, %q are to be made: %v", dirs, err)
+	}
+	if _, err := missingVolumes(root, many, nil); !errors.Is(err, sandbox.ErrInvalid) {
 		t.Errorf("3000 volumes: %v", err)
 	}
 	for in, want := range map[string]error{

@@ -54,7 +54,8 @@ func (e *Engine) linkRoot(ctx context.Context, k string, spec sandbox.Spec, name
 		return additions{}, fmt.Errorf("reading the image: %w", err)
 	}
 	defer root.Close()
-	if err := e.checkPlaces(root, spec); err != nil {
+	mounted, err := e.checkPlaces(root, spec)
+	if err != nil {
 		return additions{}, err
 	}
 	if img.Config.Labels[hostLabel] != "" {
@@ -62,7 +63,7 @@ func (e *Engine) linkRoot(ctx context.Context, k string, spec sandbox.Spec, name
 	}
 	add := additions{mounts: e.loader.missingIn(root, filepath.Join(e.stage.dir, loaderDir))}
 	if spec.Volume.ID != "" { // a build's commands see what the image has, as with Docker
-		add.dirs, err = missingVolumes(root, img.Config.Volumes, spec.Workdir)
+		add.dirs, err = missingVolumes(root, img.Config.Volumes, mounted)
 	}
 	return add, err
 }
