@@ -169,7 +169,15 @@ func (s *Server) postStdin(w http.ResponseWriter, req *http.Request) (any, error
 		return nil, refuse("too_large", "", "at most %d bytes of input at a time: %v", maxStdin, err)
 	}
 	last := req.FormValue("close") == "1"
-	switch err := r.write(req.Context(), b, last); {
+	write := func() error { return r.write(req.Context(), b, last) }
+	if v := req.URL.Query().Get("at"); v != "" {
+		at, err := strconv.ParseInt(v, 10, 64)
+		if err != nil || at < 0 {
+			return nil, refuse("bad_offset", "at", "%q is not an offset", v)
+		}
+		write = func() error { return r.writeAt(req.Context(), placement{at: at, data: b, last: last}) }
+	}
+	switch err := write(); {
 	case err == nil, len(b) == 0 && last && !r.alive(): // what has ended has no input open
 		return struct{}{}, nil
 	case !r.alive():

@@ -217,6 +217,25 @@ func (c *Client) WriteStdin(ctx context.Context, id string, r io.Reader, closeAf
 	}
 }
 
+// WriteStdinAt writes b to the run's input, of which at bytes were taken before, and then closes it if closeAfter. What lies before the
+// place that the input has come to is not taken again. So a write that may have been lost on the way, with the connection or with who sent
+// it, is repeated without harm, also in other pieces; Run.Stdin tells how far the input has come. A place that it has not come to is
+// refused (409, stdin_gap). It waits for the process to read.
+func (c *Client) WriteStdinAt(ctx context.Context, id string, at int64, b []byte, closeAfter bool) error {
+	for {
+		n := min(len(b), maxStdin)
+		last := n == len(b)
+		q := url.Values{"at": {strconv.FormatInt(at, 10)}}
+		if last && closeAfter {
+			q.Set("close", "1")
+		}
+		if err := c.post(ctx, runPath(id, "/stdin?"+q.Encode()), b[:n]); err != nil || last {
+			return err
+		}
+		at, b = at+int64(n), b[n:]
+	}
+}
+
 func (c *Client) post(ctx context.Context, path string, body []byte) error {
 	resp, err := c.do(ctx, "POST", path, bytes.NewReader(body))
 	if err != nil {

@@ -85,6 +85,7 @@ type Run struct {
 	EndedAt   time.Time `json:"ended_at,omitzero"`
 	First     int64     `json:"first"` // offset of the oldest output that is still there
 	Next      int64     `json:"next"`  // offset after the newest
+	Stdin     int64     `json:"stdin"` // bytes of input that were taken, those of Command.Stdin included: see WriteStdinAt
 
 	// Output is in the answer to a Start of a Command with Within, if the run has ended and all it wrote is short: see Frames.
 	Output []byte `json:"output,omitempty"`

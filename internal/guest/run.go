@@ -28,6 +28,7 @@ type run struct {
 	in      *stdin
 	grace   time.Duration
 	timeout time.Duration
+	open    bool // stdin, after what it begins with
 	quiet   *suspension
 	output  *throttle
 
@@ -37,7 +38,7 @@ type run struct {
 	wg     sync.WaitGroup // everything that works for it, also after its end
 
 	mu    sync.Mutex
-	state Run  // First and Next aside
+	state Run  // First, Next and Stdin aside
 	oom   bool // it was killed because memory was used up
 }
 
@@ -73,9 +74,10 @@ func (s *Server) spawn(p plan) (*run, error) {
 		nursery: s.nursery,
 		child:   child,
 		io:      streams,
-		in:      newStdin(streams),
+		in:      newStdin(streams, p.cmd.Stdin),
 		grace:   s.cfg.Grace,
 		timeout: p.cmd.Timeout,
+		open:    p.cmd.Open,
 		quiet:   &s.quiet,
 		output:  &s.output,
 		ended:   make(chan struct{}),
@@ -87,9 +89,12 @@ func (s *Server) spawn(p plan) (*run, error) {
 	return r, nil
 }
 
-// feed writes what stdin begins with.
+// feed writes what stdin begins with, and then what comes with a place.
 func (r *run) feed(b []byte, last bool) {
-	_ = r.in.writeNow(r.ctx, b, last) // a process need not read its input
+	_ = r.in.writeTaken(r.ctx, b, last) // a process need not read its input
+	if !last {
+		r.in.serve(r.ctx)
+	}
 }
 
 // supervise sees the run through to its End frame.
@@ -212,6 +217,7 @@ func (r *run) finish(late bool, over time.Time) {
 	}
 	st.EndedAt = over
 	st.First, st.Next = r.journal.bounds()
+	st.Stdin = r.in.taken.Load()
 	end := *st
 	r.mu.Unlock()
 	data, err := json.Marshal(end.brief())
@@ -251,6 +257,7 @@ func (r *run) view() Run {
 	defer r.mu.Unlock()
 	v := r.state
 	v.First, v.Next = r.journal.bounds()
+	v.Stdin = r.in.taken.Load()
 	return v
 }
 
@@ -344,4 +351,14 @@ func (r *run) write(ctx context.Context, b []byte, last bool) error {
 	defer cancel()
 	defer context.AfterFunc(r.ctx, cancel)()
 	return r.in.write(ctx, b, last)
+}
+
+// writeAt is write for a write with a place in the input, which may be repeated.
+func (r *run) writeAt(ctx context.Context, p placement) error {
+	life, end := context.WithCancel(r.ctx)
+	defer end()
+	if !r.open { // all of it was given at the start
+		end()
+	}
+	return r.in.writeAt(ctx, life, p)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -271,14 +272,25 @@ type stdin struct {
 	turn   chan struct{} // of size 1; holding it = writing
 	file   *os.File
 	pty    bool
+	taken  atomic.Int64 // bytes that were taken, those that are just being written included
+	placed chan placement
 	closed bool
 	line   bool // the terminal is in the middle of a line
 }
 
-// newStdin returns the input with its first turn taken: what a command brings along comes before what is written later.
-func newStdin(s *stdio) *stdin {
-	in := &stdin{turn: make(chan struct{}, 1), file: s.in, pty: s.pty}
+// placement is a write that has its place in the input.
+type placement struct {
+	at   int64
+	data []byte
+	last bool
+	done chan error // of size 1
+}
+
+// newStdin returns the input with its first turn taken: what a command brings along, begin, comes before what is written later.
+func newStdin(s *stdio, begin []byte) *stdin {
+	in := &stdin{turn: make(chan struct{}, 1), file: s.in, pty: s.pty, placed: make(chan placement)}
 	in.turn <- struct{}{}
+	in.taken.Store(int64(len(begin)))
 	return in
 }
 
@@ -290,61 +302,135 @@ var errStdinClosed = errors.New("stdin is closed")
 func (s *stdin) write(ctx context.Context, b []byte, last bool) error {
 	select {
 	case s.turn <- struct{}{}:
-		return s.writeNow(ctx, b, last)
+		s.taken.Add(int64(len(b)))
+		return s.writeTaken(ctx, b, last)
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
 
-// writeNow is write for who holds the turn, which it gives back.
-func (s *stdin) writeNow(ctx context.Context, b []byte, last bool) error {
-	defer func() { <-s.turn }()
+// writeTaken is write for who holds the turn, which it gives back, and has counted b as taken. What is not written after all is not
+// counted any more.
+func (s *stdin) writeTaken(ctx context.Context, b []byte, last bool) error {
+	n, err := s.writeNow(ctx, b, last)
+	s.taken.Add(int64(n - len(b)))
+	<-s.turn
+	return err
+}
+
+// writeNow returns how much of b was written.
+func (s *stdin) writeNow(ctx context.Context, b []byte, last bool) (n int, err error) {
 	if s.closed {
 		if len(b) == 0 && last {
-			return nil
+			return 0, nil
 		}
-		return errStdinClosed
+		return 0, errStdinClosed
 	}
 	if len(b) > 0 {
-		if err := s.writeAll(ctx, b); err != nil {
-			return err
+		if n, err = s.writeAll(ctx, b); err != nil {
+			return n, err
 		}
 		s.line = b[len(b)-1] != '\n'
 	}
 	if !last {
-		return nil
+		return n, nil
 	}
 	s.closed = true
 	if !s.pty {
-		return s.file.Close()
+		return n, s.file.Close()
 	}
 	eof := []byte{4} // what a terminal takes for the end of input, at the beginning of a line
 	if s.line {
 		eof = []byte{4, 4}
 	}
-	return s.writeAll(ctx, eof)
+	_, err = s.writeAll(ctx, eof)
+	return n, err
 }
 
-func (s *stdin) writeAll(ctx context.Context, b []byte) error {
+// place is writeTaken for a write with a place. What lies before the place that the input has come to was taken already, by an earlier
+// try of the same write, and is not taken again.
+func (s *stdin) place(ctx context.Context, p placement) error {
+	done, end := s.taken.Load(), p.at+int64(len(p.data))
+	var err error
+	switch {
+	case p.at > done:
+		err = &Error{Status: 409, Code: "stdin_gap", Field: "at", Detail: fmt.Sprintf("%d bytes of input were taken, and this begins at %d", done, p.at)}
+	case p.last && end < done:
+		err = &Error{Status: 409, Code: "stdin_past", Field: "at", Detail: fmt.Sprintf("the input can't end at %d: %d bytes of it were taken", end, done)}
+	case end <= done && (!p.last || ctx.Err() != nil):
+	case ctx.Err() != nil:
+		err = errStdinClosed
+	default:
+		b := p.data[done-p.at:]
+		s.taken.Add(int64(len(b)))
+		return s.writeTaken(ctx, b, p.last)
+	}
+	<-s.turn
+	return err
+}
+
+// serve writes what has a place, until ctx, the run's, is done. The writing doesn't end with who asked for it, so that it is done whole.
+func (s *stdin) serve(ctx context.Context) {
+	for {
+		select {
+		case p := <-s.placed:
+			select {
+			case s.turn <- struct{}{}:
+				p.done <- s.place(ctx, p)
+			case <-ctx.Done():
+				p.done <- ctx.Err()
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// writeAt is write for a write with a place, which may be repeated: after an error of ctx, the caller's, it may have been taken. life is
+// done when the run has ended, or from the beginning when nothing comes after what the input began with.
+func (s *stdin) writeAt(ctx, life context.Context, p placement) error {
+	p.done = make(chan error, 1)
+	select {
+	case s.placed <- p:
+		select {
+		case err := <-p.done:
+			return err
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	case <-life.Done(): // nothing is written any more, but it may have been
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case s.turn <- struct{}{}:
+		return s.place(life, p)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// writeAll writes b and returns how much of it was written.
+func (s *stdin) writeAll(ctx context.Context, b []byte) (int, error) {
 	over := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		_ = s.file.SetWriteDeadline(time.Unix(1, 0)) // fails when it is closed, and then nobody waits
 		close(over)
 	})
-	_, err := s.file.Write(b)
+	n, err := s.file.Write(b)
 	if !stop() {
 		<-over
 		_ = s.file.SetWriteDeadline(time.Time{}) // as above
 	}
 	switch {
 	case err == nil:
-		return nil
+		return n, nil
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return fmt.Errorf("the process doesn't read: %w", ctx.Err())
+		return n, fmt.Errorf("the process doesn't read: %w", ctx.Err())
 	case errors.Is(err, syscall.EPIPE), errors.Is(err, os.ErrClosed), errors.Is(err, syscall.EIO):
 		s.closed = true
-		return errStdinClosed
+		return n, errStdinClosed
 	default:
-		return fmt.Errorf("write to stdin: %w", err)
+		return n, fmt.Errorf("write to stdin: %w", err)
 	}
 }
