@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 )
 
@@ -31,6 +32,7 @@ type journal struct {
 	dir     string
 	limit   int64 // of bytes on disk
 	segSize int64 // a segment is closed when it has grown to this
+	keep    int   // so many of the first segments stay, whatever comes after
 	open    func(path string) (segmentFile, error)
 	failed  func(error) // told of the first of a row of failed writes
 
@@ -113,7 +115,7 @@ func (j *journal) write(b []byte) error {
 		j.active = f
 		j.segs = append(j.segs, &segment{path: path, start: j.written})
 	}
-	for j.total+n > j.limit && len(j.segs) > 1 {
+	for j.total+n > j.limit && len(j.segs) > j.keep+1 {
 		j.dropOldest()
 	}
 	seg := j.segs[len(j.segs)-1]
@@ -140,9 +142,10 @@ func (j *journal) seal() {
 }
 
 func (j *journal) dropOldest() {
-	j.total -= j.segs[0].size
-	_ = os.Remove(j.segs[0].path) // a reader that holds it open goes on to its end
-	j.segs = j.segs[1:]
+	old := j.segs[j.keep]
+	j.total -= old.size
+	_ = os.Remove(old.path) // a reader that holds it open goes on to its end
+	j.segs = slices.Delete(j.segs, j.keep, j.keep+1)
 }
 
 // finish makes End the last frame. Data is its content.

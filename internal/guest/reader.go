@@ -21,14 +21,20 @@ type reader struct {
 	pos  int64  // in the file: of buf[0]
 	buf  []byte // read ahead: frames, the last one perhaps not whole
 	at   int    // what has been used of buf
-	back []byte
+	back []byte // what buf is part of: as large as it has to be, and nothing while there is nothing to read
 }
+
+// The room that a reader has for what it reads ahead: it begins with little, for many readers wait at the end of what there is.
+const (
+	leastBack = 4 << 10
+	mostBack  = 2 * (frameHead + MaxFrame)
+)
 
 // errNoMore says that there is no more output now.
 var errNoMore = errors.New("no more output yet")
 
 func (j *journal) newReader(off int64) *reader {
-	return &reader{j: j, off: off, back: make([]byte, 2*(frameHead+MaxFrame))}
+	return &reader{j: j, off: off}
 }
 
 func (r *reader) close() {
@@ -148,6 +154,10 @@ func (r *reader) advance() (Frame, <-chan struct{}, error) {
 	if j.changed == nil {
 		j.changed = make(chan struct{})
 	}
+	if r.at == len(r.buf) {
+		r.pos += int64(r.at)
+		r.buf, r.back, r.at = nil, nil, 0
+	}
 	return Frame{}, j.changed, errNoMore
 }
 
@@ -187,15 +197,19 @@ func (r *reader) openSegment(seg *segment) {
 
 // fill reads on in the file, up to size.
 func (r *reader) fill(size int64) {
-	rest := copy(r.back, r.buf[r.at:])
 	r.pos += int64(r.at)
+	rest := r.buf[r.at:]
+	if len(r.buf) == len(r.back) && len(r.back) < mostBack { // there is more than fits, perhaps of one frame
+		r.back = make([]byte, min(max(leastBack, 4*len(r.back)), mostBack))
+	}
+	have := copy(r.back, rest)
 	r.at = 0
 	want := int(min(int64(len(r.back)), size-r.pos))
-	if rest >= want {
+	if have >= want {
 		r.giveUp()
 		return
 	}
-	if _, err := r.file.ReadAt(r.back[rest:want], r.pos+int64(rest)); err != nil {
+	if _, err := r.file.ReadAt(r.back[have:want], r.pos+int64(have)); err != nil {
 		r.giveUp()
 		return
 	}
