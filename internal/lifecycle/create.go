@@ -197,13 +197,13 @@ func (k *keeper) startEntrypoint(ctx context.Context, c *guest.Client, sb sandbo
 	if e := (*guest.Error)(nil); errors.As(err, &e) {
 		defer k.unclaim(run.ID)
 		k.m.tell(ctx, sb, "entrypoint", "The image's entrypoint could not be started: %s.", strings.TrimSuffix(e.Detail, "."))
-		return k.m.lose(ctx, run.ID, "It was not started. "+e.Detail)
+		return k.m.lose(ctx, run.Account, run.ID, "It was not started. "+e.Detail)
 	}
 	if err != nil {
 		k.unclaim(run.ID)
 		return fmt.Errorf("starting its entrypoint failed: %w", err)
 	}
 	k.m.tell(ctx, sb, "entrypoint", "The image's entrypoint is started as run %s.", run.ID)
-	k.watch(run.ID)
+	k.watch(run)
 	return nil
 }

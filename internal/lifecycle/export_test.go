@@ -9,4 +9,5 @@ var (
 	ReapOnce      = (*Manager).reapOnce
 	ReconcileOnce = (*Manager).reconcileOnce
 	Record        = (*Manager).record
+	CollectOutput = (*Manager).collectOutput
 )

@@ -190,7 +190,7 @@ func TestImageOfASandbox(t *testing.T) {
 	}
 	// The entrypoint is a run of its own, whose end is told as it was.
 	var entry sandbox.Run
-	runs, err := r.m.Runs(t.Context(), r.account, sb.ID)
+	runs, _, err := r.m.Runs(t.Context(), sandbox.RunFilter{Account: r.account, Sandbox: sb.ID})
 	for _, run := range runs {
 		if run.Kind == sandbox.RunEntrypoint {
 			entry = run

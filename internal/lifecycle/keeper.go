@@ -315,7 +315,10 @@ func (k *keeper) outOfMemory(ctx context.Context, sb sandbox.Sandbox) error {
 	settle, cancel := settled(ctx)
 	defer cancel()
 	for _, r := range runs {
-		if err := k.m.cfg.Store.EndRun(settle, sandbox.Run{ID: r.ID, State: sandbox.RunOOM, Reason: usedUp(sb.Spec)}); err != nil {
+		err := k.m.cfg.Store.EndRun(settle, sandbox.Run{
+			ID: r.ID, State: sandbox.RunOOM, Reason: usedUp(sb.Spec), OutputNext: k.m.recorded(r.Account, r.ID),
+		})
+		if err != nil {
 			return err
 		}
 	}

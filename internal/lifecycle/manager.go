@@ -35,9 +35,10 @@ type Store interface {
 
 	InsertRun(ctx context.Context, r sandbox.Run) error
 	Run(ctx context.Context, account, id string) (sandbox.Run, error)
-	Runs(ctx context.Context, account string, sb sandbox.ID, limit int) ([]sandbox.Run, error)
+	Runs(ctx context.Context, f sandbox.RunFilter) (all []sandbox.Run, next string, err error)
 	RunningRuns(ctx context.Context) ([]sandbox.Run, error)
 	EndRun(ctx context.Context, r sandbox.Run) error
+	ForgetOutput(ctx context.Context, ids []string) error
 
 	PutImage(ctx context.Context, i sandbox.StoredImage) (sandbox.StoredImage, error)
 	Image(ctx context.Context, account, id string) (sandbox.StoredImage, error)
@@ -89,7 +90,12 @@ type Config struct {
 	OrphanGrace    time.Duration // for which what no row wants is left alone; default: 5 minutes
 	ReapEvery      time.Duration // default: 2 s
 	ReconcileEvery time.Duration // default: 1 minute
-	CollectEvery   time.Duration // between two searches for images that nobody needs; default: 1 hour
+	CollectEvery   time.Duration // between two searches for images, and for output, that nobody needs; default: 1 hour
+
+	RunsDir         string        // where the output of runs is kept beside the sandboxes; "" = nowhere
+	RunBytes        int64         // of one run's output, its beginning and its end; default: 4 MiB
+	AccountRunBytes int64         // of all output of an account, the newest; default: 1 GiB
+	RunRetention    time.Duration // for which output is kept; default: 30 days
 }
 
 // Limits on single steps. An engine that takes longer is taken to hang.
@@ -122,6 +128,8 @@ type Manager struct {
 	refusals map[sandbox.ID]error
 	retries  map[sandbox.ID]retry // of those that could not be destroyed
 	seen     map[orphan]time.Time // when a reconcile first saw an orphan whose age the engine doesn't know
+
+	recordings *recordings // nil = none
 }
 
 // retry says when to try again what failed.
@@ -143,6 +151,9 @@ func New(cfg Config) (*Manager, error) {
 	cfg.ReapEvery = cmp.Or(cfg.ReapEvery, 2*time.Second)
 	cfg.ReconcileEvery = cmp.Or(cfg.ReconcileEvery, time.Minute)
 	cfg.CollectEvery = cmp.Or(cfg.CollectEvery, time.Hour)
+	cfg.RunBytes = cmp.Or(cfg.RunBytes, 4<<20)
+	cfg.AccountRunBytes = cmp.Or(cfg.AccountRunBytes, 1<<30)
+	cfg.RunRetention = cmp.Or(cfg.RunRetention, 30*24*time.Hour)
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
@@ -150,6 +161,9 @@ func New(cfg Config) (*Manager, error) {
 		cfg: cfg, log: cfg.Log, engines: make(map[string]engine.Engine),
 		keepers: make(map[sandbox.ID]*keeper), retries: make(map[sandbox.ID]retry), seen: make(map[orphan]time.Time),
 		refusals: make(map[sandbox.ID]error),
+	}
+	if cfg.RunsDir != "" {
+		m.recordings = &recordings{dir: cfg.RunsDir, bytes: cfg.RunBytes, open: make(map[string]*recording)}
 	}
 	for _, e := range cfg.Engines {
 		name := e.Capabilities().Name
@@ -171,6 +185,7 @@ func (m *Manager) Serve(ctx context.Context) error {
 	loops.Go(func() { every(ctx, m.log, "reconcile", m.cfg.ReconcileEvery, m.reconcileOnce) })
 	loops.Go(func() { every(ctx, m.log, "reap", m.cfg.ReapEvery, m.reapOnce) })
 	loops.Go(func() { every(ctx, m.log, "collect images", m.cfg.CollectEvery, m.collectImages) })
+	loops.Go(func() { every(ctx, m.log, "collect output", m.cfg.CollectEvery, m.collectOutput) })
 	<-ctx.Done()
 	return nil
 }

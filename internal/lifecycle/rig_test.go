@@ -30,6 +30,7 @@ type rig struct {
 	store   *store.Store
 	world   *fake.World
 	account string
+	runs    string // where output is recorded
 	hooks   hooks
 	claims  fake.Config // what the engine says that it can do
 
@@ -133,7 +134,7 @@ func newRig(t *testing.T) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &rig{store: st, world: fake.NewWorld(t.TempDir()), account: a.ID}
+	r := &rig{store: st, world: fake.NewWorld(t.TempDir()), account: a.ID, runs: filepath.Join(t.TempDir(), "runs")}
 	t.Cleanup(func() {
 		if err := errors.Join(r.world.Close(), st.Close()); err != nil {
 			t.Error(err)
@@ -169,7 +170,7 @@ func (r *rig) open(t *testing.T, change func(*lifecycle.Config)) {
 		Store: r.store, Engines: []engine.Engine{r.eng}, Gateway: gateway{},
 		Env: map[string]string{"PATH": "/usr/bin:/bin", "OURS": "ours", "BOTH": "ours"},
 		Log: slog.New(slog.NewTextHandler(logTo{t}, nil)), Grace: 2 * time.Second,
-		ReapEvery: 20 * time.Millisecond, ReconcileEvery: time.Hour,
+		ReapEvery: 20 * time.Millisecond, ReconcileEvery: time.Hour, RunsDir: r.runs,
 	}
 	if change != nil {
 		change(&cfg)

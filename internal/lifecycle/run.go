@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"iter"
 	"time"
 
 	"github.com/sandlot-dev/sandlot/internal/guest"
@@ -94,16 +93,17 @@ func (m *Manager) startRun(ctx context.Context, run sandbox.Run, cmd guest.Comma
 			k.unclaim(run.ID)
 			return run, nil, err
 		}
-		k.watch(run.ID)
+		k.watch(run)
 		return run, nil, err
 	}
 	output, err := started.Frames()
 	if err == nil && output != nil && m.record(ctx, run.ID, started) == nil {
+		m.recordShort(run.Account, run.ID, output)
 		k.unclaim(run.ID)
 		ended, err := m.cfg.Store.Run(ctx, run.Account, run.ID)
 		return ended, output, err
 	}
-	k.watch(run.ID) // which also asks again about what makes no sense
+	k.watch(run) // which also asks again about what makes no sense
 	return run, nil, nil
 }
 
@@ -166,27 +166,34 @@ func (k *keeper) watchAll(ctx context.Context) error {
 	}
 	for _, r := range runs {
 		if k.claim(r.ID) {
-			k.watch(r.ID)
+			k.watch(r)
 		}
 	}
 	return nil
 }
 
-// watch records the end of a run that was claimed.
-func (k *keeper) watch(id string) {
-	k.m.spawn(func(ctx context.Context) {
-		defer k.unclaim(id)
+// watch copies the output of a run that was claimed, and records its end.
+func (k *keeper) watch(run sandbox.Run) {
+	id, rec := run.ID, k.m.takeRecording(run.Account, run.ID)
+	rec.setLive(true)
+	over := func() {
+		rec.setLive(false)
+		rec.release()
+		k.unclaim(id)
+	}
+	ok := k.m.spawn(func(ctx context.Context) {
+		defer over()
 		for failures := 1; ; failures++ {
 			c, err := k.connection(ctx)
 			if err != nil {
 				return // the end of the sandbox is the end of its runs; or the next process goes on
 			}
-			ended, err := c.Wait(ctx, id)
+			ended, err := k.follow(ctx, c, id, rec)
 			switch e := (*guest.Error)(nil); {
 			case err == nil:
 				err = k.m.record(ctx, id, ended)
 			case errors.As(err, &e) && e.Status == 404:
-				err = k.m.lose(ctx, id, "Its end was not seen: the sandbox's helper doesn't know it. Perhaps it was never started.")
+				err = k.m.lose(ctx, run.Account, id, "Its end was not seen: the sandbox's helper doesn't know it. Perhaps it was never started.")
 			}
 			if err == nil {
 				return
@@ -197,11 +204,14 @@ func (k *keeper) watch(id string) {
 			pause(ctx, backoff(failures, 20*time.Millisecond, 10*time.Second))
 		}
 	})
+	if !ok {
+		over()
+	}
 }
 
 // record writes down the end of a run that the guest has seen. Only what makes sense is believed.
 func (m *Manager) record(ctx context.Context, id string, ended guest.Run) error {
-	run := sandbox.Run{ID: id, EndedAt: time.Now().UTC()}
+	run := sandbox.Run{ID: id, EndedAt: time.Now().UTC(), OutputNext: min(max(ended.Next, 0), 1<<62)}
 	if !ended.EndedAt.IsZero() && ended.EndedAt.Before(run.EndedAt) {
 		run.EndedAt = ended.EndedAt
 	}
@@ -225,124 +235,25 @@ func (m *Manager) record(ctx context.Context, id string, ended guest.Run) error 
 }
 
 // lose writes down that nobody saw the end of a run.
-func (m *Manager) lose(ctx context.Context, id, reason string) error {
+func (m *Manager) lose(ctx context.Context, account, id, reason string) error {
 	settle, cancel := settled(ctx)
 	defer cancel()
-	return m.cfg.Store.EndRun(settle, sandbox.Run{ID: id, State: sandbox.RunLost, Reason: reason})
-}
-
-// Output yields a run's output from offset on and goes on until after its End frame, over connections that are lost and made again.
-// It ends with an error of class ErrGone when the output is not to be had any more, because the sandbox has ended or the guest
-// has dropped it.
-func (m *Manager) Output(ctx context.Context, run sandbox.Run, offset int64) iter.Seq2[guest.Frame, error] {
-	return func(yield func(guest.Frame, error) bool) {
-		for failures := 0; ; failures++ {
-			if failures > 0 && !pause(ctx, backoff(failures, 20*time.Millisecond, time.Second)) {
-				yield(guest.Frame{}, ctx.Err())
-				return
-			}
-			k, c, err := m.reach(ctx, run)
-			if err != nil {
-				yield(guest.Frame{}, err)
-				return
-			}
-			before := offset
-			stop := false
-			offset, stop, err = k.pass(ctx, c, run.ID, offset, yield)
-			if stop {
-				return
-			}
-			if err = m.lasting(ctx, run, err); err != nil {
-				yield(guest.Frame{}, err)
-				return
-			}
-			if offset != before {
-				failures = 0
-			}
-		}
-	}
-}
-
-// reach finds the guest of a run as long as its sandbox may still have one.
-func (m *Manager) reach(ctx context.Context, run sandbox.Run) (*keeper, *guest.Client, error) {
-	for {
-		sb, err := m.cfg.Store.Sandbox(ctx, run.Account, run.Sandbox)
-		if err != nil {
-			return nil, nil, err
-		}
-		if sb.State.Terminal() {
-			return nil, nil, &sandbox.Problem{Class: sandbox.ErrGone, Code: "sandbox_gone", Detail: "The sandbox has ended, and the output with it. " + sb.Reason}
-		}
-		if !m.mayRetry(sb.ID) { // it is stopping, and the engine can't do it; no connection will come
-			if err := m.until(ctx, func() (bool, error) {
-				sb, err = m.cfg.Store.Sandbox(ctx, run.Account, run.Sandbox)
-				return sb.State.Terminal(), err
-			}); err != nil {
-				return nil, nil, err
-			}
-			continue
-		}
-		k := m.keep(sb, false)
-		if k == nil {
-			return nil, nil, m.unkept(sb)
-		}
-		c, err := k.connection(ctx)
-		if err == nil {
-			return k, c, nil
-		}
-		if !errors.Is(err, errKept) {
-			return nil, nil, err
-		}
-	}
-}
-
-// pass hands on frames from one connection. It returns the offset after what was handed on, and whether that was all.
-func (k *keeper) pass(ctx context.Context, c *guest.Client, id string, offset int64, yield func(guest.Frame, error) bool) (int64, bool, error) {
-	defer k.reading()()
-	for f, err := range c.Output(ctx, id, offset, true) {
-		if err != nil {
-			return offset, false, err
-		}
-		offset = f.Offset
-		if f.Kind == guest.Stdout || f.Kind == guest.Stderr {
-			offset += int64(len(f.Data))
-		}
-		if !yield(f, nil) || f.Kind == guest.End {
-			return offset, true, nil
-		}
-	}
-	return offset, false, guest.ErrLost
-}
-
-// lasting returns err unless it is one that passes: a lost connection, or a run that is about to be started.
-func (m *Manager) lasting(ctx context.Context, run sandbox.Run, err error) error {
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	if errors.Is(err, guest.ErrLost) {
-		return nil
-	}
-	if e := (*guest.Error)(nil); !errors.As(err, &e) || e.Status != 404 {
-		return refused(err)
-	}
-	now, err := m.cfg.Store.Run(ctx, run.Account, run.ID)
-	if err != nil {
-		return err
-	}
-	if now.State == sandbox.RunRunning {
-		return nil
-	}
-	return &sandbox.Problem{Class: sandbox.ErrGone, Code: "output_gone", Detail: "The output of the run is not kept any more."}
+	return m.cfg.Store.EndRun(settle, sandbox.Run{ID: id, State: sandbox.RunLost, Reason: reason, OutputNext: m.recorded(account, id)})
 }
 
 // Run returns one run of account.
 func (m *Manager) Run(ctx context.Context, account, id string) (sandbox.Run, error) {
-	return m.cfg.Store.Run(ctx, account, id)
+	r, err := m.cfg.Store.Run(ctx, account, id)
+	return m.withOutput(r), err
 }
 
-// Runs lists the runs of a sandbox, newest first, as many as the store gives at once.
-func (m *Manager) Runs(ctx context.Context, account string, id sandbox.ID) ([]sandbox.Run, error) {
-	return m.cfg.Store.Runs(ctx, account, id, 0)
+// Runs lists runs of a sandbox, newest first; next is the cursor of the next page, "" on the last.
+func (m *Manager) Runs(ctx context.Context, f sandbox.RunFilter) (all []sandbox.Run, next string, err error) {
+	all, next, err = m.cfg.Store.Runs(ctx, f)
+	for i, r := range all {
+		all[i] = m.withOutput(r)
+	}
+	return all, next, err
 }
 
 // WaitRun returns once the run's end is recorded. With an error comes what was last known of the run, if anything.
@@ -372,4 +283,37 @@ func (m *Manager) Signal(ctx context.Context, account, id, signal string) error 
 		return err
 	}
 	return refused(c.Signal(ctx, id, signal))
+}
+
+// WriteStdin writes b to a run's input, of which at bytes were taken before, and then closes it if closeAfter. It may be repeated, also
+// after an error: what was taken is not taken again. It waits for the process to read, over connections that are lost and made again, and
+// returns how much of the input was taken in all. With at below 0 it goes on from wherever the input has come to; then an error leaves it
+// open whether the guest has taken it.
+func (m *Manager) WriteStdin(ctx context.Context, run sandbox.Run, at int64, b []byte, closeAfter bool) (int64, error) {
+	for failures := 1; ; failures++ {
+		if run.State != sandbox.RunRunning && at < 0 {
+			return 0, &sandbox.Problem{Class: sandbox.ErrState, Code: "run_ended", Detail: "The run has ended; nobody reads its input."}
+		}
+		c, err := m.Guest(ctx, run.Account, run.Sandbox)
+		if err != nil {
+			return 0, err
+		}
+		if at < 0 {
+			now, err := c.Run(ctx, run.ID)
+			if err != nil {
+				return 0, refused(err)
+			}
+			at = now.Stdin
+		}
+		err = c.WriteStdinAt(ctx, run.ID, at, b, closeAfter)
+		if err == nil {
+			return at + int64(len(b)), nil
+		}
+		if !errors.Is(err, guest.ErrLost) {
+			return at, refused(err)
+		}
+		if !pause(ctx, backoff(failures, 20*time.Millisecond, time.Second)) {
+			return at, ctx.Err()
+		}
+	}
 }

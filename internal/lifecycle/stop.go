@@ -59,6 +59,7 @@ func (m *Manager) forgive(id sandbox.ID) {
 func (k *keeper) destroy(ctx context.Context, sb sandbox.Sandbox) (again bool, err error) {
 	if c, _ := k.current(); c != nil {
 		k.quiet(ctx, c)
+		k.rescue(ctx, c, sb.Account)
 	}
 	err = k.destroyRun(ctx, sb)
 	k.setClient(nil)
@@ -204,7 +205,7 @@ func (k *keeper) endRuns(ctx context.Context, sb sandbox.Sandbox) error {
 		return err
 	}
 	for _, r := range runs {
-		if err := k.m.lose(ctx, r.ID, "The sandbox ended. "+sb.Reason); err != nil {
+		if err := k.m.lose(ctx, r.Account, r.ID, "The sandbox ended. "+sb.Reason); err != nil {
 			return err
 		}
 	}

@@ -126,9 +126,23 @@ type Run struct {
 	Reason   string // why it is lost, or what killed it, for people
 
 	// Mirrored is the offset in the guest's journal up to which the run's output has been taken over into the store.
-	Mirrored  int64
+	Mirrored int64
+	// Output is counted in bytes over both streams. What lies before OutputFirst is not kept any more. While the run goes on OutputNext is
+	// what is known of it here.
+	OutputFirst, OutputNext int64
+
 	StartedAt time.Time
 	EndedAt   time.Time
+}
+
+// RunFilter says which runs of a sandbox to list.
+type RunFilter struct {
+	Account string
+	Sandbox ID
+	States  []RunState // any of these; none = every
+	Kind    RunKind    // "" = every
+	Limit   int        // 0 or too many = a page
+	Cursor  string     // from the page before
 }
 
 // Session is a conversation with Claude: an ordered log of events. It may span runs and sandboxes.

@@ -41,7 +41,10 @@ func TestRuns(t *testing.T) {
 	}
 	_, err := s.Run(ctx, account(t, s, "b"), first.ID)
 	wantClass(t, err, sandbox.ErrNotFound)
-	all := must[[]sandbox.Run](t)(s.Runs(ctx, sb.Account, sb.ID, 0))
+	all, _, err := s.Runs(ctx, sandbox.RunFilter{Account: sb.Account, Sandbox: sb.ID})
+	if err != nil {
+		t.Fatal(err)
+	}
 	if len(all) != 2 || all[0].ID != second.ID || all[1].ID != first.ID {
 		t.Errorf("the runs are %+v", all)
 	}
@@ -134,7 +137,7 @@ func TestBeginTurn(t *testing.T) {
 	if got.Turns != 1 || got.LastSeq != 1 || got.Sandbox != sb.ID || got.UpdatedAt.Before(ses.UpdatedAt) {
 		t.Errorf("the session is %+v", got)
 	}
-	if all := must[[]sandbox.Run](t)(s.Runs(ctx, acc, sb.ID, 0)); len(all) != 1 || all[0].Session != ses.ID {
+	if all, _, err := s.Runs(ctx, sandbox.RunFilter{Account: acc, Sandbox: sb.ID}); err != nil || len(all) != 1 || all[0].Session != ses.ID {
 		t.Errorf("the runs are %+v", all)
 	}
 
