@@ -87,8 +87,19 @@ type Exec struct {
 	Env      map[string]string `json:"env,omitempty" doc:"Added to the sandbox's environment."`
 	Dir      string            `json:"dir,omitempty" doc:"Working directory. Default: the sandbox's workdir if it was asked for, else the image's, else /workspace."`
 	User     string            `json:"user,omitempty" maxLength:"200" doc:"\"agent\" (the image's own user, if it names one), \"root\", or a name or number of the sandbox's /etc/passwd, perhaps with :group. Default: agent."`
-	Stdin    string            `json:"stdin,omitempty" doc:"Given to the process, then its input is closed."`
+	Stdin    string            `json:"stdin,omitempty" doc:"Given to the process, then its input is closed unless stdin_open."`
 	TimeoutS float64           `json:"timeout_s,omitempty" minimum:"0" doc:"The process and all it started are killed after this many seconds. Default: only the sandbox's own end."`
+
+	StdinOpen bool  `json:"stdin_open,omitempty" doc:"Keep the input open after stdin, for POST …/stdin."`
+	PTY       bool  `json:"pty,omitempty" doc:"Give it a terminal; all of its output is stdout then."`
+	Size      *Size `json:"size,omitempty" doc:"Of that terminal. Default: 24 rows, 80 columns."`
+	Detach    *bool `json:"detach,omitempty" doc:"Whether it goes on when the caller leaves. With false it gets SIGTERM then, and a little later SIGKILL; that the server restarts is no leaving. Default: true."`
+}
+
+// Size is the size of a terminal, in characters.
+type Size struct {
+	Rows uint16 `json:"rows" minimum:"1"`
+	Cols uint16 `json:"cols" minimum:"1"`
 }
 
 // Run is one process in a sandbox and what is known of it.
@@ -107,11 +118,35 @@ type Run struct {
 	Truncated bool       `json:"truncated" doc:"Whether stdout or stderr is only the beginning of what was written."`
 	StartedAt time.Time  `json:"started_at"`
 	EndedAt   *time.Time `json:"ended_at"`
+
+	OutputFirst int64 `json:"output_first" doc:"Output before this offset is not kept any more. Offsets count the bytes of both streams."`
+	OutputNext  int64 `json:"output_next" doc:"The offset after the output that is known of: all of it, once the run has ended."`
 }
 
-// RunList holds the runs of a sandbox, the newest first.
+// RunList is a page of the runs of a sandbox, the newest first.
 type RunList struct {
-	Runs []Run `json:"runs"`
+	Runs       []Run  `json:"runs"`
+	NextCursor string `json:"next_cursor,omitempty" doc:"Give it as cursor to get the next page; absent on the last."`
+}
+
+// RunEvent is one event of a run's stream, as GET /sandbox/{id}/run/{run}/events lists it. On a stream, id is the event's id, event its name
+// and data its data.
+type RunEvent struct {
+	ID    int64  `json:"id,omitempty" doc:"Of output and gap: the offset after it."`
+	Event string `json:"event" enum:"output,gap,exit"`
+	Data  any    `json:"data"`
+}
+
+// RunEventList is what there is of a run's output now.
+type RunEventList struct {
+	Run    Run        `json:"run"`
+	Events []RunEvent `json:"events"`
+	More   bool       `json:"more" doc:"Whether there is more, or may be: ask again with after = the last id."`
+}
+
+// StdinTaken is the answer of POST /sandbox/{id}/run/{run}/stdin.
+type StdinTaken struct {
+	Taken int64 `json:"taken" doc:"Bytes of input that the run has taken in all, those of exec's stdin included: the at of what comes next."`
 }
 
 // Signal is the body of POST /sandbox/{id}/run/{run}/signal.

@@ -12,6 +12,11 @@ const (
 	HeaderRequestID = "X-Request-ID"
 	// HeaderLastEventID is where to go on in a stream: the id of the last event that was seen.
 	HeaderLastEventID = "Last-Event-ID"
+	// HeaderRunState, HeaderOutputNext and HeaderOutputMissing come as trailers after a run's output as bytes: how the run was then, the
+	// offset after it, and how many bytes of it are not kept any more.
+	HeaderRunState      = "Sandlot-Run-State"
+	HeaderOutputNext    = "Sandlot-Output-Next"
+	HeaderOutputMissing = "Sandlot-Output-Missing"
 	// HeaderPreviewToken carries a preview's token, from programs that keep no cookies.
 	HeaderPreviewToken = "Sandlot-Preview-Token"
 

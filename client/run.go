@@ -125,6 +125,87 @@ func (c *Client) Runs(ctx context.Context, sandbox string) (api.RunList, error) 
 	return call[api.RunList](ctx, c, http.MethodGet, segments("sandbox", sandbox, "run"), nil, nil)
 }
 
+// RunFilter says which runs to list. The zero one means the newest of all.
+type RunFilter struct {
+	States []string // any of these
+	Kind   string
+	Limit  int    // of a page
+	Cursor string // NextCursor of the page before
+}
+
+// RunsWhere lists a page of a sandbox's runs, the newest first.
+func (c *Client) RunsWhere(ctx context.Context, sandbox string, f RunFilter) (api.RunList, error) {
+	q := url.Values{"state": f.States}
+	for name, v := range map[string]string{"kind": f.Kind, "cursor": f.Cursor} {
+		if v != "" {
+			q.Set(name, v)
+		}
+	}
+	if f.Limit > 0 {
+		q.Set("limit", strconv.Itoa(f.Limit))
+	}
+	return call[api.RunList](ctx, c, http.MethodGet, segments("sandbox", sandbox, "run"), q, nil)
+}
+
+// RunEventsNow returns what there is of a run's events after an offset, and doesn't wait for more.
+func (c *Client) RunEventsNow(ctx context.Context, sandbox, run string, after int64) (api.RunEventList, error) {
+	q := url.Values{"after": {strconv.FormatInt(after, 10)}}
+	return call[api.RunEventList](ctx, c, http.MethodGet, segments("sandbox", sandbox, "run", run, "events"), q, nil)
+}
+
+// RunOutput is what to read of a run's output, and, once it has been read, what there was.
+type RunOutput struct {
+	Stream string // "stdout", "stderr", "" = both as they came
+	After  int64  // begin after this offset
+	Follow bool   // to the end of the run
+
+	State   string // of the run, after the last byte
+	Next    int64  // the offset after it
+	Missing int64  // bytes that are not kept any more
+}
+
+// ReadOutput writes a run's output to w, byte for byte as the run wrote it.
+func (c *Client) ReadOutput(ctx context.Context, sandbox, run string, o RunOutput, w io.Writer) (RunOutput, error) {
+	q := url.Values{"after": {strconv.FormatInt(o.After, 10)}, "follow": {strconv.FormatBool(o.Follow)}}
+	if o.Stream != "" {
+		q.Set("stream", o.Stream)
+	}
+	res, err := c.send(ctx, request{method: http.MethodGet, path: segments("sandbox", sandbox, "run", run, "output"), query: q})
+	if err != nil {
+		return o, err
+	}
+	defer func() { _ = res.Body.Close() }() // all that matters was read
+	if _, err := io.Copy(w, res.Body); err != nil {
+		return o, fmt.Errorf("read the output of %s: %w", run, err)
+	}
+	o.State = res.Trailer.Get(api.HeaderRunState)
+	for name, to := range map[string]*int64{api.HeaderOutputNext: &o.Next, api.HeaderOutputMissing: &o.Missing} {
+		if *to, err = strconv.ParseInt(res.Trailer.Get(name), 10, 64); err != nil {
+			return o, fmt.Errorf("read the output of %s: %w: its trailer %s: %w", run, ErrCut, name, err)
+		}
+	}
+	return o, nil
+}
+
+// WriteStdin writes what r holds to a run's input and then, if closeAfter, closes it. It returns how many bytes of input the run has taken
+// in all, which is the at of what comes next: with it a write may be repeated after an error, and nothing is written twice. With at below 0
+// it comes after whatever was taken.
+func (c *Client) WriteStdin(ctx context.Context, sandbox, run string, at int64, r io.Reader, closeAfter bool) (int64, error) {
+	q := url.Values{"close": {strconv.FormatBool(closeAfter)}}
+	if at >= 0 {
+		q.Set("at", strconv.FormatInt(at, 10))
+	}
+	res, err := c.send(ctx, request{
+		method: http.MethodPost, path: segments("sandbox", sandbox, "run", run, "stdin"), query: q, body: r, ctype: "application/octet-stream", accept: "application/json",
+	})
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = res.Body.Close() }() // all that matters was read
+	taken, err := decode[api.StdinTaken](res.Body)
+	return taken.Taken, err
+}
+
 // Run returns one run.
 func (c *Client) Run(ctx context.Context, sandbox, run string) (api.Run, error) {
 	return call[api.Run](ctx, c, http.MethodGet, segments("sandbox", sandbox, "run", run), nil, nil)

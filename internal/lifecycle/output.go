@@ -23,10 +23,21 @@ func (m *Manager) Output(ctx context.Context, run sandbox.Run, offset int64) ite
 	}
 }
 
+// OutputNow is Output of what there is now: it doesn't wait for more, and ends without an End frame if the run goes on.
+func (m *Manager) OutputNow(ctx context.Context, run sandbox.Run, offset int64) iter.Seq2[guest.Frame, error] {
+	return func(yield func(guest.Frame, error) bool) {
+		v := &viewer{m: m, run: run, offset: offset, yield: yield, now: true}
+		if err := v.view(ctx); err != nil {
+			yield(guest.Frame{}, err)
+		}
+	}
+}
+
 // viewer is one reading of a run's output.
 type viewer struct {
 	m       *Manager
 	run     sandbox.Run
+	now     bool // only what there is
 	rec     *recording
 	offset  int64 // everything before it has been handed on
 	yield   func(guest.Frame, error) bool
@@ -95,6 +106,8 @@ func (v *viewer) replay(ctx context.Context, last bool) error {
 			v.hand(f)
 		case !errors.Is(err, guest.ErrNoMore) || last || !v.rec.live.Load():
 			return nil
+		case v.now:
+			v.stopped = true
 		default:
 			select {
 			case <-changed:
@@ -114,6 +127,7 @@ func (v *viewer) atRest(ctx context.Context) error {
 	sb, err := v.m.cfg.Store.Sandbox(ctx, v.run.Account, v.run.Sandbox)
 	if err == nil && sb.State == sandbox.Suspended {
 		err = v.replay(ctx, true)
+		v.stopped = v.stopped || v.now
 	}
 	return err
 }
@@ -181,13 +195,17 @@ func (m *Manager) reach(ctx context.Context, run sandbox.Run) (*keeper, *guest.C
 // pass hands on frames from one connection, to the end of the run or of the connection.
 func (v *viewer) pass(ctx context.Context, k *keeper, c *guest.Client) error {
 	defer k.reading()()
-	for f, err := range c.Output(ctx, v.run.ID, v.offset, true) {
+	for f, err := range c.Output(ctx, v.run.ID, v.offset, !v.now) {
 		if err != nil {
 			return err
 		}
 		if v.hand(f); v.stopped {
 			return nil
 		}
+	}
+	if v.now {
+		v.stopped = true
+		return nil
 	}
 	return guest.ErrLost
 }

@@ -31,7 +31,7 @@ type recordings struct {
 type recording struct {
 	*guest.Recording
 	all   *recordings
-	id    string
+	key   string
 	users int         // guarded by all.mu
 	live  atomic.Bool // what the run writes comes here at once
 }
@@ -43,14 +43,15 @@ func (s *recordings) take(account, id string) (*recording, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r := s.open[id]
+	key := filepath.Join(account, id)
+	r := s.open[key]
 	if r == nil {
-		disk, err := guest.OpenRecording(filepath.Join(s.dir, account, id), s.bytes)
+		disk, err := guest.OpenRecording(filepath.Join(s.dir, key), s.bytes)
 		if err != nil {
 			return nil, err
 		}
-		r = &recording{Recording: disk, all: s, id: id}
-		s.open[id] = r
+		r = &recording{Recording: disk, all: s, key: key}
+		s.open[key] = r
 	}
 	r.users++
 	return r, nil
@@ -65,7 +66,7 @@ func (r *recording) release() {
 	defer r.all.mu.Unlock()
 	if r.users--; r.users == 0 {
 		r.Close()
-		delete(r.all.open, r.id)
+		delete(r.all.open, r.key)
 	}
 }
 
@@ -79,13 +80,13 @@ func (r *recording) setLive(live bool) {
 }
 
 // next returns how much output of a run is known here without looking at the disk; 0 if it isn't open.
-func (s *recordings) next(id string) int64 {
+func (s *recordings) next(account, id string) int64 {
 	if s == nil {
 		return 0
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if r := s.open[id]; r != nil {
+	if r := s.open[filepath.Join(account, id)]; r != nil {
 		_, next, _ := r.Bounds()
 		return next
 	}
@@ -331,7 +332,7 @@ func (m *Manager) collectOutputOf(ctx context.Context, dir string, busy map[stri
 		if time.Since(k.at) < m.cfg.RunRetention && total <= m.cfg.AccountRunBytes {
 			break
 		}
-		if busy[k.id] || m.recordings.isOpen(k.id) {
+		if busy[k.id] || m.recordings.isOpen(filepath.Base(dir), k.id) {
 			continue
 		}
 		if err := os.RemoveAll(filepath.Join(dir, k.id)); err != nil {
@@ -347,16 +348,16 @@ func (m *Manager) collectOutputOf(ctx context.Context, dir string, busy map[stri
 	return m.cfg.Store.ForgetOutput(ctx, gone)
 }
 
-func (s *recordings) isOpen(id string) bool {
+func (s *recordings) isOpen(account, id string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.open[id] != nil
+	return s.open[filepath.Join(account, id)] != nil
 }
 
 // withOutput fills in what is known of a running run's output.
 func (m *Manager) withOutput(r sandbox.Run) sandbox.Run {
 	if r.State == sandbox.RunRunning {
-		r.OutputNext = max(r.OutputNext, m.recordings.next(r.ID))
+		r.OutputNext = max(r.OutputNext, m.recordings.next(r.Account, r.ID))
 	}
 	return r
 }

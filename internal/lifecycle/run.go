@@ -1,6 +1,7 @@
 package lifecycle
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -287,11 +288,11 @@ func (m *Manager) Signal(ctx context.Context, account, id, signal string) error 
 
 // WriteStdin writes b to a run's input, of which at bytes were taken before, and then closes it if closeAfter. It may be repeated, also
 // after an error: what was taken is not taken again. It waits for the process to read, over connections that are lost and made again, and
-// returns how much of the input was taken in all. With at below 0 it goes on from wherever the input has come to; then an error leaves it
-// open whether the guest has taken it.
+// returns how much of the input was taken in all. With at below 0 it comes after whatever the input has come to; then it is not known after
+// an error whether it was taken.
 func (m *Manager) WriteStdin(ctx context.Context, run sandbox.Run, at int64, b []byte, closeAfter bool) (int64, error) {
 	for failures := 1; ; failures++ {
-		if run.State != sandbox.RunRunning && at < 0 {
+		if at < 0 && run.State != sandbox.RunRunning {
 			return 0, &sandbox.Problem{Class: sandbox.ErrState, Code: "run_ended", Detail: "The run has ended; nobody reads its input."}
 		}
 		c, err := m.Guest(ctx, run.Account, run.Sandbox)
@@ -299,11 +300,7 @@ func (m *Manager) WriteStdin(ctx context.Context, run sandbox.Run, at int64, b [
 			return 0, err
 		}
 		if at < 0 {
-			now, err := c.Run(ctx, run.ID)
-			if err != nil {
-				return 0, refused(err)
-			}
-			at = now.Stdin
+			return appendStdin(ctx, c, run.ID, b, closeAfter)
 		}
 		err = c.WriteStdinAt(ctx, run.ID, at, b, closeAfter)
 		if err == nil {
@@ -316,4 +313,17 @@ func (m *Manager) WriteStdin(ctx context.Context, run sandbox.Run, at int64, b [
 			return at, ctx.Err()
 		}
 	}
+}
+
+func appendStdin(ctx context.Context, c *guest.Client, id string, b []byte, closeAfter bool) (int64, error) {
+	err := c.WriteStdin(ctx, id, bytes.NewReader(b), closeAfter)
+	var now guest.Run
+	if err == nil {
+		now, err = c.Run(ctx, id)
+	}
+	if errors.Is(err, guest.ErrLost) {
+		err = &sandbox.Problem{Class: sandbox.ErrUnavailable, Code: "stdin_unknown", Err: err,
+			Detail: "The connection to the sandbox broke while the input was written: it may have been taken. Name its place with at, and it can be repeated."}
+	}
+	return now.Stdin, refused(err)
 }

@@ -90,17 +90,27 @@ func fromLimits(spec sandbox.Spec) api.Limits {
 	}
 }
 
-func toCommand(in api.Exec) guest.Command {
-	return guest.Command{
-		Argv: in.Argv, Env: in.Env, Dir: in.Dir, User: in.User, Stdin: []byte(in.Stdin), Timeout: seconds(in.TimeoutS),
+func toCommand(in api.Exec) (guest.Command, error) {
+	cmd := guest.Command{
+		Argv: in.Argv, Env: in.Env, Dir: in.Dir, User: in.User, Stdin: []byte(in.Stdin), Open: in.StdinOpen, Timeout: seconds(in.TimeoutS),
 	}
+	if in.PTY {
+		cmd.Stdio = guest.StdioPTY
+	}
+	if in.Size != nil {
+		if !in.PTY {
+			return cmd, sandbox.Invalid("body.size", "only a terminal has a size: ask for pty too")
+		}
+		cmd.Size = guest.Size{Rows: in.Size.Rows, Cols: in.Size.Cols}
+	}
+	return cmd, nil
 }
 
 func fromRun(r sandbox.Run) api.Run {
 	return api.Run{
 		ID: r.ID, Sandbox: string(r.Sandbox), Kind: string(r.Kind), Session: r.Session, Argv: each(r.Argv, func(s string) string { return s }),
 		State: string(r.State), ExitCode: r.ExitCode, Signal: r.Signal, Reason: r.Reason,
-		StartedAt: r.StartedAt.UTC(), EndedAt: timeOrNil(r.EndedAt),
+		StartedAt: r.StartedAt.UTC(), EndedAt: timeOrNil(r.EndedAt), OutputFirst: r.OutputFirst, OutputNext: r.OutputNext,
 	}
 }
 

@@ -2,11 +2,11 @@ package server
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -36,8 +36,19 @@ func (s *Server) runRoutes(h huma.API) {
 	}), s.getRun)
 	add(s, h, strict(huma.Operation{
 		OperationID: "run-events", Method: http.MethodGet, Path: "/sandbox/{id}/run/{run}/events", Tags: tags, Summary: "Follow a run",
-		Description: "From any offset of its output; goes on until the run ends.", Responses: answers(h, nil, runStream),
+		Description: "From any offset of its output; goes on until the run ends. Who asks for JSON gets what there is now. The output can be read when the " +
+			"sandbox is gone too: its beginning and its end, when it is more than a few MiB.",
+		Responses: answers(h, api.RunEventList{}, runStream),
 	}), s.runEvents)
+	add(s, h, strict(huma.Operation{
+		OperationID: "run-output", Method: http.MethodGet, Path: "/sandbox/{id}/run/{run}/output", Tags: tags, Summary: "Read a run's output as bytes",
+		Description: "Byte for byte as it was written. Trailers say how the run was then, and whether bytes are missing.", Responses: binary(h),
+	}), s.runOutput)
+	add(s, h, strict(huma.Operation{
+		OperationID: "write-stdin", Method: http.MethodPost, Path: "/sandbox/{id}/run/{run}/stdin", Tags: tags, Summary: "Write to a run's input",
+		Description: "The body's bytes; answers when the process has them. With `at` it may be repeated, and nothing is written twice.",
+		RequestBody: &huma.RequestBody{Content: map[string]*huma.MediaType{"application/octet-stream": octets}},
+	}), s.writeStdin)
 	add(s, h, strict(huma.Operation{
 		OperationID: "signal-run", Method: http.MethodPost, Path: "/sandbox/{id}/run/{run}/signal", Tags: tags, Summary: "Send a signal",
 		Description: "To the run's process and all that it started.",
@@ -54,20 +65,57 @@ func (s *Server) exec(ctx context.Context, c *call, in *execInput) (*huma.Stream
 	run := sandbox.Run{
 		ID: sandbox.NewID(sandbox.PrefixRun), Account: c.account, Sandbox: sandbox.ID(in.ID), Kind: sandbox.RunExec, Argv: in.Body.Argv,
 	}
-	cmd := toCommand(in.Body)
+	cmd, err := toCommand(in.Body)
+	if err != nil {
+		return nil, err
+	}
 	cmd.ID = run.ID
+	attached := in.Body.Detach != nil && !*in.Body.Detach
 	if in.Wait == "true" {
 		ended, err := s.collect(ctx, c, run, cmd)
 		if err != nil {
+			if attached && ctx.Err() != nil {
+				s.endRun(ctx, c, run)
+			}
 			return nil, err
 		}
 		return answer(c, ended), nil
 	}
-	run, err := s.cfg.Manager.StartRun(ctx, run, cmd, nil)
-	if err != nil {
+	if run, err = s.cfg.Manager.StartRun(ctx, run, cmd, nil); err != nil {
+		if attached && ctx.Err() != nil {
+			s.endRun(ctx, c, run)
+		}
 		return nil, err
 	}
-	return s.streaming(c, func(ctx context.Context, out *stream) error { return s.followRun(ctx, out, run, 0) }), nil
+	return s.streaming(c, func(ctx context.Context, out *stream) error {
+		err := s.followRun(ctx, out, run, 0)
+		if attached && ctx.Err() != nil {
+			s.endRun(ctx, c, run)
+		}
+		return err
+	}), nil
+}
+
+// endRun ends a run that nobody wants any more: the caller has left who asked for it to be attached. When the server shuts down, callers
+// haven't left.
+func (s *Server) endRun(ctx context.Context, c *call, run sandbox.Run) {
+	const grace = 5 * time.Second
+	ctx, cancel := c.long(context.WithoutCancel(ctx))
+	defer cancel()
+	for _, signal := range []string{"SIGTERM", "SIGKILL"} {
+		if c.stopping() {
+			return
+		}
+		if err := s.cfg.Manager.Signal(ctx, run.Account, run.ID, signal); err != nil {
+			return // it has ended, or its sandbox has
+		}
+		short, stop := context.WithTimeout(ctx, grace)
+		_, err := s.cfg.Manager.WaitRun(short, run.Account, run.ID)
+		stop()
+		if err == nil {
+			return
+		}
+	}
 }
 
 // collect starts a run, waits for its end and returns it with its output.
@@ -129,18 +177,19 @@ func (s *Server) followRun(ctx context.Context, out *stream, run sandbox.Run, of
 		return err
 	}
 	for f, err := range s.cfg.Manager.Output(ctx, run, offset) {
+		if errors.Is(err, sandbox.ErrGone) {
+			return s.tellGone(ctx, out, run, offset, err)
+		}
 		if err != nil {
 			return err
 		}
+		next := f.Offset
 		switch f.Kind {
 		case guest.Stdout, guest.Stderr:
-			err = out.json(strconv.FormatInt(f.Offset+int64(len(f.Data)), 10), api.EventOutput, fromOutput(f))
+			next += int64(len(f.Data))
+			err = out.json(strconv.FormatInt(next, 10), api.EventOutput, fromOutput(f))
 		case guest.Gap:
-			gap := api.Gap{From: offset, To: f.Offset}
-			if len(f.Data) == 8 {
-				gap.From = int64(binary.BigEndian.Uint64(f.Data)) //nolint:gosec // an offset of ours
-			}
-			err = out.json(strconv.FormatInt(f.Offset, 10), api.EventGap, gap)
+			err = out.json(strconv.FormatInt(next, 10), api.EventGap, api.Gap{From: max(f.GapBegin(), offset), To: next})
 		case guest.End:
 			ended, waitErr := s.cfg.Manager.WaitRun(ctx, run.Account, run.ID)
 			if waitErr != nil {
@@ -151,19 +200,44 @@ func (s *Server) followRun(ctx context.Context, out *stream, run sandbox.Run, of
 		if err != nil {
 			return err
 		}
+		offset = next
 	}
 	return fmt.Errorf("the output of %s stopped without an end", run.ID)
 }
 
-func (s *Server) listRuns(ctx context.Context, c *call, in *SandboxInput) (*body[api.RunList], error) {
+// tellGone writes how a run ended whose output is not to be had any more, and how much of that is missing.
+func (s *Server) tellGone(ctx context.Context, out *stream, run sandbox.Run, offset int64, gone error) error {
+	ended, err := s.cfg.Manager.Run(ctx, run.Account, run.ID)
+	if err != nil || ended.State == sandbox.RunRunning {
+		return gone
+	}
+	if ended.OutputNext > offset {
+		if err := out.json(strconv.FormatInt(ended.OutputNext, 10), api.EventGap, api.Gap{From: offset, To: ended.OutputNext}); err != nil {
+			return err
+		}
+	}
+	return out.json("", api.EventExit, fromRun(ended))
+}
+
+type listRunsInput struct {
+	SandboxInput
+	State  []string `query:"state,explode" enum:"running,exited,signaled,timeout,oom,lost" doc:"Only those in this state; may be repeated."`
+	Kind   string   `query:"kind" maxLength:"20" doc:"Only those of this kind."`
+	Limit  int      `query:"limit" minimum:"1" maximum:"500" default:"100"`
+	Cursor string   `query:"cursor" maxLength:"200" doc:"next_cursor of the page before."`
+}
+
+func (s *Server) listRuns(ctx context.Context, c *call, in *listRunsInput) (*body[api.RunList], error) {
 	if _, err := s.cfg.Manager.Sandbox(ctx, c.account, sandbox.ID(in.ID)); err != nil {
 		return nil, err
 	}
-	runs, err := s.cfg.Manager.Runs(ctx, c.account, sandbox.ID(in.ID))
+	f := sandbox.RunFilter{Account: c.account, Sandbox: sandbox.ID(in.ID), Kind: sandbox.RunKind(in.Kind), Limit: in.Limit, Cursor: in.Cursor}
+	f.States = each(in.State, func(st string) sandbox.RunState { return sandbox.RunState(st) })
+	runs, next, err := s.cfg.Manager.Runs(ctx, f)
 	if err != nil {
 		return nil, err
 	}
-	return &body[api.RunList]{api.RunList{Runs: each(runs, fromRun)}}, nil
+	return &body[api.RunList]{api.RunList{Runs: each(runs, fromRun), NextCursor: next}}, nil
 }
 
 // RunInput names a run of a sandbox.
@@ -202,6 +276,13 @@ func (s *Server) runEvents(ctx context.Context, c *call, in *runEventsInput) (*h
 	run, err := s.run(ctx, c, &in.RunInput)
 	if err != nil {
 		return nil, err
+	}
+	if wantsList(c.r) {
+		list, err := s.listRunEvents(ctx, run, after)
+		if err != nil {
+			return nil, err
+		}
+		return answer(c, list), nil
 	}
 	return s.streaming(c, func(ctx context.Context, out *stream) error { return s.followRun(ctx, out, run, after) }), nil
 }

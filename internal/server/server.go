@@ -41,7 +41,9 @@ type Manager interface {
 	RunShort(ctx context.Context, run sandbox.Run, cmd guest.Command) (_ sandbox.Run, output []guest.Frame, err error)
 	Output(ctx context.Context, run sandbox.Run, offset int64) iter.Seq2[guest.Frame, error]
 	Run(ctx context.Context, account, id string) (sandbox.Run, error)
-	Runs(ctx context.Context, account string, id sandbox.ID) ([]sandbox.Run, error)
+	OutputNow(ctx context.Context, run sandbox.Run, offset int64) iter.Seq2[guest.Frame, error]
+	WriteStdin(ctx context.Context, run sandbox.Run, at int64, b []byte, closeAfter bool) (taken int64, err error)
+	Runs(ctx context.Context, f sandbox.RunFilter) (all []sandbox.Run, next string, err error)
 	WaitRun(ctx context.Context, account, id string) (sandbox.Run, error)
 	Signal(ctx context.Context, account, run, signal string) error
 }

@@ -145,6 +145,11 @@ func wantsEvents(r *http.Request) bool {
 	return strings.Contains(r.Header.Get("Accept"), api.ContentTypeEvents)
 }
 
+// wantsList reports whether the caller asks for a list where a stream is usual.
+func wantsList(r *http.Request) bool {
+	return strings.Contains(r.Header.Get("Accept"), "application/json") && !wantsEvents(r)
+}
+
 // ResumeInput is where a stream begins.
 type ResumeInput struct {
 	After       int64  `query:"after" minimum:"0" doc:"Begin after this event."`

@@ -127,9 +127,9 @@ func (m *stubManager) WaitRun(ctx context.Context, account, id string) (sandbox.
 	return m.Run(ctx, account, id)
 }
 
-func (m *stubManager) Runs(ctx context.Context, account string, _ sandbox.ID) ([]sandbox.Run, error) {
-	r, err := m.Run(ctx, account, "run_1")
-	return []sandbox.Run{r}, err
+func (m *stubManager) Runs(ctx context.Context, f sandbox.RunFilter) ([]sandbox.Run, string, error) {
+	r, err := m.Run(ctx, f.Account, "run_1")
+	return []sandbox.Run{r}, "", err
 }
 
 func (m *stubManager) Signal(_ context.Context, _, run, sig string) error {

@@ -76,6 +76,7 @@ func New(t testing.TB, cfg Config) *Server {
 
 	s.Manager, err = lifecycle.New(lifecycle.Config{
 		Store: st, Engines: []engine.Engine{eng}, Log: log, Env: map[string]string{"PATH": os.Getenv("PATH")}, Grace: time.Second,
+		RunsDir: filepath.Join(dir, "runs"),
 	})
 	must(t, err)
 	if cfg.CLI == "" {
