@@ -29,7 +29,7 @@ type options struct {
 
 // usual is what is measured unless asked otherwise; groups is what can be.
 var (
-	usual  = []string{"start", "exec", "files", "prompt"}
+	usual  = []string{"start", "exec", "files", "prompt", "streams"}
 	groups = append(slices.Clone(usual), "child")
 )
 
@@ -113,7 +113,7 @@ func run(ctx context.Context, o options) (err error) {
 	for _, g := range []struct {
 		name    string
 		measure func(context.Context) ([]*measure, error)
-	}{{"start", b.starts}, {"exec", b.execs}, {"files", b.files}, {"prompt", b.prompts}, {"child", b.children}} {
+	}{{"start", b.starts}, {"exec", b.execs}, {"files", b.files}, {"prompt", b.prompts}, {"streams", b.streams}, {"child", b.children}} {
 		if !slices.Contains(o.only, g.name) {
 			continue
 		}

@@ -13,6 +13,7 @@ import (
 type measure struct {
 	what  string
 	sides []*side
+	note  string // what else was measured
 }
 
 type side struct {
@@ -49,6 +50,8 @@ type row struct {
 	Slow    float64 `json:"p90_ms"`
 	Against string  `json:"against,omitempty"`
 	Ratio   float64 `json:"ratio,omitempty"` // of the medians
+	Last    float64 `json:"p99_ms"`
+	Note    string  `json:"note,omitempty"`
 }
 
 func (r report) rows() []row {
@@ -56,7 +59,10 @@ func (r report) rows() []row {
 	for _, m := range r {
 		base := quantile(m.sides[0].took, 0.5)
 		for i, s := range m.sides {
-			one := row{What: m.what, Side: s.name, Samples: len(s.took), Median: ms(quantile(s.took, 0.5)), Slow: ms(quantile(s.took, 0.9))}
+			one := row{What: m.what, Side: s.name, Samples: len(s.took), Median: ms(quantile(s.took, 0.5)), Slow: ms(quantile(s.took, 0.9)), Last: ms(quantile(s.took, 0.99))}
+			if i == 0 {
+				one.Note = m.note
+			}
 			if i > 0 && base > 0 {
 				one.Against, one.Ratio = m.sides[0].name, float64(quantile(s.took, 0.5))/float64(base)
 			}
@@ -73,9 +79,9 @@ func (r report) json(out io.Writer) error {
 }
 
 func (r report) table(out io.Writer) error {
-	fmt.Fprint(out, "Medians and 90th percentiles in milliseconds. A ratio is a median divided by that of the first side of the same work.\n\n")
+	fmt.Fprint(out, "Medians, 90th and 99th percentiles in milliseconds. A ratio is a median divided by that of the first side of the same work.\n\n")
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "what\tside\tsamples\tmedian\tp90\tratio")
+	fmt.Fprintln(w, "what\tside\tsamples\tmedian\tp90\tp99\tratio")
 	last := ""
 	for _, one := range r.rows() {
 		what, ratio := one.What, ""
@@ -86,7 +92,10 @@ func (r report) table(out io.Writer) error {
 		if one.Against != "" {
 			ratio = fmt.Sprintf("%.2f", one.Ratio)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%d\t%.1f\t%.1f\t%s\n", what, one.Side, one.Samples, one.Median, one.Slow, ratio)
+		fmt.Fprintf(w, "%s\t%s\t%d\t%.1f\t%.1f\t%.1f\t%s\n", what, one.Side, one.Samples, one.Median, one.Slow, one.Last, ratio)
+		if one.Note != "" {
+			fmt.Fprintf(w, "\t(%s)\t\t\t\t\t\n", one.Note)
+		}
 	}
 	return w.Flush()
 }

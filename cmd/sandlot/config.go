@@ -39,6 +39,8 @@ type config struct {
 	MaxSuspended time.Duration // for which a sandbox may be suspended before it ends
 	OpenSubnet   netip.Prefix  // where sandboxes with a network device have their addresses
 	Pool         int           // sandboxes of each image in use that are started ahead
+	RunRetention time.Duration // for which the output of runs is kept
+	RunOutputMiB int64         // of all output that is kept of an account
 
 	// Secrets come from the environment only: arguments are there for everybody to see.
 	AdminKey     string
@@ -69,6 +71,9 @@ func (c *config) serveFlags(cmd *cobra.Command) {
 	f.TextVar(&c.OpenSubnet, "open-subnet", local.DefaultOpenSubnet,
 		"private IPv4 addresses, used by nobody else, for sandboxes with network mode open (SANDLOT_OPEN_SUBNET)")
 	f.IntVar(&c.Pool, "pool", 1, "how many sandboxes of each image in use are started ahead, so that a new one is there at once; each needs about 50 MiB; 0 for none (SANDLOT_POOL)")
+	f.DurationVar(&c.RunRetention, "run-retention", 30*24*time.Hour, "how long the output of runs is kept (SANDLOT_RUN_RETENTION)")
+	f.Int64Var(&c.RunOutputMiB, "run-output-mib", 1024,
+		"MiB of output that are kept of an account's runs, the newest; of each run at most 4, its beginning and its end (SANDLOT_RUN_OUTPUT_MIB)")
 	f.BoolVar(&c.Debug, "debug", false, "log more (SANDLOT_DEBUG=1)")
 	f.StringSliceVar(&c.egressPrivate, "egress-private", nil,
 		"private addresses that sandboxes may be allowed to reach, as CIDR,… (SANDLOT_EGRESS_PRIVATE); this machine's own only one by one")
@@ -116,6 +121,29 @@ func (c *config) fill(cmd *cobra.Command, environ []string) error {
 	}
 	if c.MaxSuspended < 0 {
 		errs = append(errs, fmt.Errorf("--max-suspended: %v is below 0", c.MaxSuspended))
+	}
+	if v := env["SANDLOT_RUN_RETENTION"]; v != "" && !cmd.Flags().Changed("run-retention") {
+		d, err := time.ParseDuration(v)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("SANDLOT_RUN_RETENTION=%q: use a time like 720h", v))
+			d = c.RunRetention
+		}
+		c.RunRetention = d
+	}
+	if v := env["SANDLOT_RUN_OUTPUT_MIB"]; v != "" && !cmd.Flags().Changed("run-output-mib") {
+		n, err := strconv.ParseInt(v, 10, 64)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("SANDLOT_RUN_OUTPUT_MIB=%q: use a number", v))
+			n = c.RunOutputMiB
+		}
+		c.RunOutputMiB = n
+	}
+	serving := cmd.Flags().Lookup("run-retention") != nil // no other command has these
+	if serving && c.RunRetention <= 0 {
+		errs = append(errs, fmt.Errorf("--run-retention: %v is not above 0", c.RunRetention))
+	}
+	if serving && (c.RunOutputMiB < 1 || c.RunOutputMiB > 1<<40) {
+		errs = append(errs, fmt.Errorf("--run-output-mib: %d is not above 0", c.RunOutputMiB))
 	}
 	if v := env["SANDLOT_POOL"]; v != "" && !cmd.Flags().Changed("pool") {
 		n, err := strconv.Atoi(v)

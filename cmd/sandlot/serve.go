@@ -119,7 +119,8 @@ func serve(ctx context.Context, cfg config, log *slog.Logger, stdout io.Writer) 
 	mgr, err := lifecycle.New(lifecycle.Config{
 		Store: st, Engines: []engine.Engine{eng}, Gateway: gw, Secrets: secrets, Env: env, Prepare: claude.FirstRun{Token: gw.Token}.Prepare, Log: log,
 		MaxSuspended: cfg.MaxSuspended,
-		EnvOf:        func(sb sandbox.Sandbox) map[string]string { return claude.EnvOf(sb.Spec) },
+		RunsDir:      filepath.Join(cfg.Data, "runs"), RunRetention: cfg.RunRetention, AccountRunBytes: cfg.RunOutputMiB << 20,
+		EnvOf: func(sb sandbox.Sandbox) map[string]string { return claude.EnvOf(sb.Spec) },
 	})
 	if err != nil {
 		return err
