@@ -91,6 +91,7 @@ type turn struct {
 	prompts []string // what the user typed, first to last
 	calls   []call   // the tools used since the last prompt, with their results
 	dir     string   // the CLI's working directory; "" if it isn't told
+	plan    string   // the file that a plan belongs into; "" if the CLI isn't in its plan mode
 	tools   map[string]bool
 	format  *format
 }
@@ -121,6 +122,7 @@ func (t turn) last() call {
 var (
 	reminder = regexp.MustCompile(`(?s)<system-reminder>.*?</system-reminder>`)
 	workdir  = regexp.MustCompile(`(?m)[Ww]orking directory: *(/.*?) *$`)
+	planFile = regexp.MustCompile(`[Pp]lan (?:file already exists )?at (/\S+\.md)`)
 )
 
 // turn reads a conversation. Text that the CLI adds by itself (reminders, notes of an interruption) isn't a prompt.
@@ -133,6 +135,9 @@ func (r request) turn() (turn, error) {
 		t.dir = m[1]
 	}
 	for _, m := range r.Messages {
+		if at := planFile.FindStringSubmatch(m.Content.text()); at != nil && m.Role != "assistant" {
+			t.plan = at[1]
+		}
 		switch m.Role {
 		case "assistant":
 			for _, b := range m.Content {
@@ -154,6 +159,11 @@ func (r request) turn() (turn, error) {
 	return t, nil
 }
 
+// isNote reports whether the CLI wrote a text of the user's by itself.
+func isNote(s string) bool {
+	return strings.HasPrefix(s, "[Request interrupted") || strings.HasPrefix(s, "<local-command-") || strings.HasPrefix(s, "<command-")
+}
+
 func (t *turn) user(c content) {
 	var typed []string
 	for _, b := range c {
@@ -166,7 +176,7 @@ func (t *turn) user(c content) {
 			}
 		case "text":
 			s := strings.TrimSpace(reminder.ReplaceAllString(b.Text, ""))
-			if s != "" && !strings.HasPrefix(s, "[Request interrupted") {
+			if s != "" && !isNote(s) {
 				typed = append(typed, s)
 			}
 		}

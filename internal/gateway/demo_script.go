@@ -12,7 +12,7 @@ import (
 type reply struct {
 	text  string
 	tool  string
-	input map[string]string
+	input map[string]any
 
 	refusal    string // an error 400 with this text instead
 	overloaded bool   // an error 529 the first time
@@ -42,6 +42,10 @@ var scripts = []struct {
 		return reply{overloaded: true, text: intro(t) + "The API was overloaded at first; the CLI tried again, and this is the answer."}
 	}},
 	{"tool error", toolError},
+	{"ask permission", askPermission},
+	{"ask me a question", askQuestion},
+	{"make a plan", makePlan},
+	{"long command", longCommand},
 	{"slow stream", func(t turn) reply { return reply{slow: true, text: intro(t) + slowText()} }},
 	{"long answer", func(t turn) reply { return reply{fast: true, text: intro(t) + longText()} }},
 	{"code blocks", func(t turn) reply { return reply{text: intro(t) + codeText()} }},
@@ -111,7 +115,7 @@ func aside(t turn) string {
 }
 
 // use asks for a tool, if the request offers it.
-func (t turn) use(text, tool string, input map[string]string) reply {
+func (t turn) use(text, tool string, input map[string]any) reply {
 	if !t.tools[tool] {
 		return reply{text: text + "My script goes on with the tool " + tool + ", but this session doesn't offer it. So I stop here."}
 	}
@@ -137,9 +141,9 @@ done
 func mainJob(t turn, j job) reply {
 	file := path.Join(t.dir, j.file)
 	write := func(text string) reply {
-		return t.use(text, "Write", map[string]string{"file_path": file, "content": j.content})
+		return t.use(text, "Write", map[string]any{"file_path": file, "content": j.content})
 	}
-	read := func(text string) reply { return t.use(text, "Read", map[string]string{"file_path": file}) }
+	read := func(text string) reply { return t.use(text, "Read", map[string]any{"file_path": file}) }
 	last := t.last()
 	var before call
 	if len(t.calls) > 1 {
@@ -154,7 +158,7 @@ func mainJob(t turn, j job) reply {
 		return write("Now I write it again.")
 	case last.name == "Write" && !last.isError:
 		return t.use("The file is written. Now I run it.", "Bash",
-			map[string]string{"command": j.command, "description": "Run " + j.command})
+			map[string]any{"command": j.command, "description": "Run " + j.command})
 	case last.name == "Bash":
 		return read("And I read the file back.")
 	}
@@ -199,7 +203,7 @@ func report(t turn, j job) string {
 func runJob(t turn, command string) reply {
 	last := t.last()
 	if last.name == "" {
-		return t.use(intro(t)+"I run exactly what you typed.", "Bash", map[string]string{"command": command, "description": "Run the user's command"})
+		return t.use(intro(t)+"I run exactly what you typed.", "Bash", map[string]any{"command": command, "description": "Run the user's command"})
 	}
 	state := "It ended well."
 	if last.isError {
@@ -212,7 +216,7 @@ func toolError(t turn) reply {
 	last := t.last()
 	if last.name == "" {
 		return t.use(intro(t)+"I run a command that fails.", "Bash",
-			map[string]string{"command": "echo 'about to fail' >&2; exit 1", "description": "Fail with exit code 1"})
+			map[string]any{"command": "echo 'about to fail' >&2; exit 1", "description": "Fail with exit code 1"})
 	}
 	return reply{text: "The command failed, as it should. The tool said:\n\n" + fence("text", last.result) +
 		"\nThe session goes on all the same.\n"}

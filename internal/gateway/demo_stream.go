@@ -21,7 +21,7 @@ type answer struct {
 func newMessage(body []byte, rep reply) answer {
 	m := answer{id: digest(body), reply: rep}
 	if rep.tool != "" {
-		// A map of strings always encodes.
+		// A script's own values always encode.
 		m.input, _ = json.Marshal(rep.input)
 	}
 	m.tokens.in = tokens(len(body))
