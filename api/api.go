@@ -167,56 +167,6 @@ type Gap struct {
 	To   int64 `json:"to"`
 }
 
-// Prompt is the body of POST /sandbox/{id}/claude.
-type Prompt struct {
-	Prompt         string `json:"prompt" minLength:"1" doc:"What Claude should do."`
-	Session        string `json:"session,omitempty" doc:"Go on with this session. Default: a new one."`
-	Model          string `json:"model,omitempty" maxLength:"100"`
-	PermissionMode string `json:"permission_mode,omitempty" enum:"default,acceptEdits,plan,bypassPermissions,dontAsk" doc:"Default: bypassPermissions; the sandbox is the wall."`
-}
-
-// SessionStart is the data of the first event ("session") of a prompt's stream.
-type SessionStart struct {
-	Type    string `json:"type" enum:"session"`
-	Session string `json:"session"`
-	Run     string `json:"run"`
-	Sandbox string `json:"sandbox"`
-}
-
-// Session is a conversation with Claude.
-type Session struct {
-	ID        string    `json:"id"`
-	Title     string    `json:"title" doc:"The beginning of its first prompt."`
-	Sandbox   string    `json:"sandbox" doc:"Where its last turn ran."`
-	VolumeID  string    `json:"volume_id" doc:"It can go on in any sandbox on this volume."`
-	Turns     int       `json:"turns"`
-	Busy      bool      `json:"busy" doc:"Whether a turn is running."`
-	LastSeq   int64     `json:"last_seq"`
-	CreatedAt time.Time `json:"created_at"`
-	UpdatedAt time.Time `json:"updated_at"`
-}
-
-// SessionList holds the account's sessions, the one last used first.
-type SessionList struct {
-	Sessions []Session `json:"sessions"`
-}
-
-// SessionEvent is one entry of a session's log, as GET /session/{id}/events lists it. On a stream, seq is the event's id,
-// kind its name and data its data.
-type SessionEvent struct {
-	Seq  int64     `json:"seq"`
-	Run  string    `json:"run"`
-	Kind string    `json:"kind" enum:"prompt,line,partial,end"`
-	Data any       `json:"data" doc:"For line and partial: what the CLI wrote, an object if it is JSON, else a string."`
-	At   time.Time `json:"at"`
-}
-
-// SessionEventList is a page of a session's log.
-type SessionEventList struct {
-	Events []SessionEvent `json:"events"`
-	More   bool           `json:"more" doc:"Whether there are more: ask again with after = the last seq."`
-}
-
 // Event is something that happened to a sandbox.
 type Event struct {
 	Seq     int64     `json:"seq"`

@@ -67,18 +67,20 @@ func Env(agentIsRoot bool) map[string]string {
 	return env
 }
 
-// command returns how a turn is run. The prompt goes to standard input: it may be long, and begin with a dash. What a caller
-// chose stands in the form --flag=value, so that it can't become a flag of its own.
-func command(p Prompt, uuid string, resume bool, spec sandbox.Spec, run string) guest.Command {
-	argv := []string{Program, "-p", "--output-format", "stream-json", "--verbose", "--include-partial-messages"}
+// command returns how a process is started that serves turns: their prompts come as lines of its input, and its output is read as it
+// would be on a terminal, so that it isn't held back. What a caller chose stands in the form --flag=value, so that it can't
+// become a flag of its own. That permissions may be bypassed must be said at the start, or the mode can't be chosen later.
+func command(t sandbox.Turn, uuid string, resume bool, spec sandbox.Spec, run string) guest.Command {
+	argv := []string{Program, "-p", "--input-format", "stream-json", "--output-format", "stream-json", "--verbose", "--include-partial-messages",
+		"--replay-user-messages", "--permission-prompt-tool", "stdio", "--allow-dangerously-skip-permissions"}
 	if resume {
 		argv = append(argv, "--resume="+uuid)
 	} else {
 		argv = append(argv, "--session-id="+uuid)
 	}
-	argv = append(argv, "--permission-mode="+p.PermissionMode)
-	if p.Model != "" {
-		argv = append(argv, "--model="+p.Model)
+	argv = append(argv, "--permission-mode="+t.PermissionMode)
+	if t.Model != "" {
+		argv = append(argv, "--model="+t.Model)
 	}
 	env := HomeEnv(spec.Workdir)
 	if spec.Env["HOME"] != "" { // the sandbox's maker wants another; where transcripts are is ours to say
@@ -87,8 +89,5 @@ func command(p Prompt, uuid string, resume bool, spec sandbox.Spec, run string) 
 	if spec.Env["CLAUDE_CODE_SHELL"] == "" {
 		env["CLAUDE_CODE_SHELL"] = guest.Shell // where it isn't there, the CLI looks for one itself
 	}
-	return guest.Command{
-		ID: run, Argv: argv, Env: env, Dir: spec.Workdir, User: guest.UserAgent,
-		Stdio: guest.StdioPTYStdout, Stdin: []byte(p.Text),
-	}
+	return guest.Command{ID: run, Argv: argv, Env: env, Dir: spec.Workdir, User: guest.UserAgent, Stdio: guest.StdioPTYStdout, Open: true}
 }

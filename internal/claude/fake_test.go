@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"iter"
+	"maps"
 	"path"
 	"path/filepath"
 	"slices"
@@ -112,7 +113,40 @@ func (w *world) prompt(p claude.Prompt) (claude.Turn, *fakeRun) {
 		p.Sandbox = w.sb.ID
 	}
 	turn := must[claude.Turn](w.t)(w.Prompt(w.t.Context(), w.account, p))
-	return turn, <-w.runner.started
+	if turn.Queued {
+		w.t.Fatalf("the turn waits: %+v", turn.Turn)
+	}
+	return turn, w.runner.get(turn.Run.ID)
+}
+
+// until reads the session's events after number after, until one is as wanted; it returns that one.
+func (w *world) until(session string, after int64, is func(sandbox.SessionEvent) bool) sandbox.SessionEvent {
+	w.t.Helper()
+	ctx, cancel := context.WithTimeout(w.t.Context(), time.Minute)
+	defer cancel()
+	var all []sandbox.SessionEvent
+	for e, err := range w.Events(ctx, w.account, session, after, true) {
+		if err != nil {
+			w.t.Fatalf("%v after\n%s", err, show(all))
+		}
+		if is(e) {
+			return e
+		}
+		all = append(all, e)
+	}
+	w.t.Fatalf("what was waited for is not among\n%s", show(all))
+	return sandbox.SessionEvent{}
+}
+
+// kind is for until.
+func kind(k sandbox.SessionEventKind) func(sandbox.SessionEvent) bool {
+	return func(e sandbox.SessionEvent) bool { return e.Kind == k }
+}
+
+// busy reports whether a turn runs.
+func (w *world) busy(session string) bool {
+	w.t.Helper()
+	return must[claude.State](w.t)(w.Session(w.t.Context(), w.account, session)).Busy()
 }
 
 // collect reads the session's events after number after, until one of kind end (included).
@@ -161,8 +195,8 @@ func show(evs []sandbox.SessionEvent) string {
 }
 
 type ending struct {
-	Type, Run, State, Signal, Reason string
-	ExitCode                         *int `json:"exit_code"`
+	Type, Turn, Outcome, Run, State, Signal, Reason string
+	ExitCode                                        *int `json:"exit_code"`
 }
 
 func endOf(t *testing.T, evs []sandbox.SessionEvent) ending {
@@ -192,8 +226,11 @@ type fakeRunner struct {
 	mu      sync.Mutex
 	runs    map[string]*fakeRun
 	signals []string
+	mute    bool    // writes to stdin are not taken
 	fails   []error // of the next reads of output, each once
 	onStart func()
+	cpu     time.Duration // used so far
+	use     time.Duration // between two looks
 }
 
 func (r *fakeRunner) Sandbox(ctx context.Context, account string, id sandbox.ID) (sandbox.Sandbox, error) {
@@ -208,7 +245,7 @@ func (r *fakeRunner) StartRun(ctx context.Context, run sandbox.Run, cmd guest.Co
 	if err := insert(ctx, run); err != nil {
 		return run, err
 	}
-	f := &fakeRun{r: r, run: run, cmd: cmd, changed: make(chan struct{})}
+	f := &fakeRun{r: r, run: run, cmd: cmd, changed: make(chan struct{}), typed: make(chan struct{})}
 	r.mu.Lock()
 	r.runs[run.ID] = f
 	r.mu.Unlock()
@@ -219,7 +256,10 @@ func (r *fakeRunner) StartRun(ctx context.Context, run sandbox.Run, cmd guest.Co
 		f.lose("the guest said no")
 		return run, r.refuse
 	}
-	r.started <- f
+	select {
+	case r.started <- f:
+	default:
+	}
 	return r.store.Run(ctx, run.Account, run.ID)
 }
 
@@ -227,6 +267,12 @@ func (r *fakeRunner) get(id string) *fakeRun {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.runs[id]
+}
+
+func (r *fakeRunner) all() []*fakeRun {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Collect(maps.Values(r.runs))
 }
 
 func (r *fakeRunner) Output(ctx context.Context, run sandbox.Run, offset int64) iter.Seq2[guest.Frame, error] {
@@ -260,6 +306,53 @@ func (r *fakeRunner) Signal(_ context.Context, _, run, signal string) error {
 	return nil
 }
 
+// WriteStdin takes input exactly once, as the guest does.
+func (r *fakeRunner) WriteStdin(_ context.Context, _, run string, at int64, data []byte, last bool) error {
+	f := r.get(run)
+	if f == nil {
+		return &sandbox.Problem{Class: sandbox.ErrNotFound, Code: "no_such_run", Detail: "There is no such run."}
+	}
+	r.mu.Lock()
+	mute := r.mute
+	r.mu.Unlock()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch count := int64(len(f.stdin)); {
+	case f.run.State != sandbox.RunRunning:
+		return &sandbox.Problem{Class: sandbox.ErrState, Code: "run_ended", Detail: "It has ended."}
+	case mute:
+		return errors.New("it can't be written")
+	case at > count:
+		return &sandbox.Problem{Class: sandbox.ErrState, Code: "stdin_gap", Detail: "There is a gap."}
+	case at+int64(len(data)) > count:
+		fresh := data[count-at:]
+		f.stdin = append(f.stdin, fresh...)
+		if f.onInput != nil {
+			f.onInput(fresh)
+		}
+	}
+	if last && !f.closed && f.onClose != nil {
+		f.onClose()
+	}
+	f.closed = f.closed || last
+	close(f.typed)
+	f.typed = make(chan struct{})
+	return nil
+}
+
+func (r *fakeRunner) setMute(mute bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.mute = mute
+}
+
+func (r *fakeRunner) CPUTime(context.Context, string, string) (time.Duration, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.cpu += r.use
+	return r.cpu, nil
+}
+
 func (r *fakeRunner) fail() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -282,6 +375,8 @@ type fakeRun struct {
 	r        *fakeRunner
 	cmd      guest.Command
 	onSignal func(string) error
+	onInput  func([]byte)
+	onClose  func()
 
 	mu      sync.Mutex
 	run     sandbox.Run
@@ -289,7 +384,58 @@ type fakeRun struct {
 	next    int64
 	gone    bool // the journal is
 	changed chan struct{}
+	stdin   []byte
+	closed  bool          // stdin is
+	typed   chan struct{} // closed at the next write to stdin
 }
+
+// input waits for line n of what was written to the process, and returns it.
+func (f *fakeRun) input(t *testing.T, n int) map[string]any {
+	t.Helper()
+	late := time.After(time.Minute)
+	for {
+		f.mu.Lock()
+		lines, typed := bytes.SplitAfter(f.stdin, []byte("\n")), f.typed
+		f.mu.Unlock()
+		if len(lines) > n+1 {
+			var v map[string]any
+			if err := json.Unmarshal(lines[n], &v); err != nil {
+				t.Fatalf("input %q: %v", lines[n], err)
+			}
+			return v
+		}
+		select {
+		case <-typed:
+		case <-late:
+			t.Fatalf("input %d did not come, only %q", n, lines)
+		}
+	}
+}
+
+// untilClosed waits for the end of the input.
+func (f *fakeRun) untilClosed() {
+	for {
+		f.mu.Lock()
+		closed, typed := f.closed, f.typed
+		f.mu.Unlock()
+		if closed {
+			return
+		}
+		<-typed
+	}
+}
+
+// field returns what is at a path of an object.
+func field(v any, path ...string) any {
+	for _, key := range path {
+		m, _ := v.(map[string]any)
+		v = m[key]
+	}
+	return v
+}
+
+// result ends the turn, as the CLI does.
+func (f *fakeRun) result() { f.stdout(`{"type":"result","subtype":"success","is_error":false}`) }
 
 func (f *fakeRun) change(do func()) {
 	f.mu.Lock()

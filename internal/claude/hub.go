@@ -40,97 +40,57 @@ func (hs *hubs) release(h *hub) {
 	}
 }
 
-// busy reports whether a turn of session is running, or still being recorded.
-func (hs *hubs) busy(session string) bool {
-	hs.mu.Lock()
-	h := hs.open[session]
-	hs.mu.Unlock()
-	if h == nil {
-		return false
-	}
-	_, _, busy := h.running()
-	return busy
-}
-
 // hub is where a session's one writer and its readers meet. It holds the partial lines, which are not stored, and says how far
 // the store is complete, so that a reader never gets a line before an older one.
 type hub struct {
 	session string
 	refs    int // guarded by hubs.mu
 
-	mu          sync.Mutex
-	changed     chan struct{}          // guarded by mu, like all below: closed at the next change
-	run         string                 // the running turn; "" = idle
-	idle        chan struct{}          // closed when that turn has ended
-	interrupted bool                   // the running turn was asked to stop
-	safe        int64                  // while a turn runs: all lasting events up to here are stored
-	high        int64                  // the highest number that was given out
-	partials    []sandbox.SessionEvent // in order
-	bytes       int
+	mu       sync.Mutex
+	changed  chan struct{}          // guarded by mu, like all below: closed at the next change
+	writing  bool                   // there is a writer
+	safe     int64                  // while there is one: all lasting events up to here are stored
+	partials []sandbox.SessionEvent // in order
+	bytes    int
 }
 
-// begin marks the session as busy with run; false if it is busy already. last is the number of its last event.
-func (h *hub) begin(run string, last int64) bool {
+// begin says that there is a writer now. last is the number of the session's last event.
+func (h *hub) begin(last int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.run != "" {
-		return false
-	}
-	h.run, h.idle, h.interrupted, h.safe = run, make(chan struct{}), false, last
-	h.partials, h.bytes = nil, 0 // superseded by what was stored
-	return true
+	h.writing, h.safe = true, max(h.safe, last)
 }
 
-// end marks the session as idle. The partials stay for readers that are behind.
+// end says that there is no writer any more. The partials stay for readers that are behind.
 func (h *hub) end() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.run = ""
-	close(h.idle)
+	h.writing = false
 	h.wake()
 }
 
-// running returns the running turn and a channel that is closed at its end.
-func (h *hub) running() (run string, idle <-chan struct{}, busy bool) {
+// clear forgets the partials: all of them are superseded by what was stored.
+func (h *hub) clear() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.run, h.idle, h.run != ""
-}
-
-// interrupt notes that run was asked to stop; true the first time.
-func (h *hub) interrupt(run string) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.run != run || h.interrupted {
-		return false
-	}
-	h.interrupted = true
-	return true
-}
-
-func (h *hub) wasInterrupted() bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.interrupted
+	h.partials, h.bytes = nil, 0
 }
 
 // stored says that all lasting events up to seq are in the store.
 func (h *hub) stored(seq int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.safe, h.high = max(h.safe, seq), max(h.high, seq)
+	h.safe = max(h.safe, seq)
 	h.wake()
 }
 
-// partial adds a partial line; one that is there already, from before the follower began anew, is not added again. complete says that
-// nothing that belongs before it is still to be stored.
+// partial adds a partial line. complete says that nothing that belongs before it is still to be stored.
 func (h *hub) partial(ev sandbox.SessionEvent, complete bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if complete {
 		h.safe = max(h.safe, ev.Seq)
 	}
-	h.high = max(h.high, ev.Seq)
 	if n := len(h.partials); n == 0 || h.partials[n-1].Seq < ev.Seq {
 		h.partials = append(h.partials, ev)
 		h.bytes += len(ev.Data)
@@ -141,13 +101,6 @@ func (h *hub) partial(ev sandbox.SessionEvent, complete bool) {
 		h.partials = h.partials[1:]
 	}
 	h.wake()
-}
-
-// highest is the highest number that was given out while the hub was there.
-func (h *hub) highest() int64 {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.high
 }
 
 func (h *hub) wake() {
@@ -161,7 +114,7 @@ func (h *hub) look(after int64) (partials []sandbox.SessionEvent, limit int64, c
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	limit = math.MaxInt64
-	if h.run != "" {
+	if h.writing {
 		limit = h.safe
 	}
 	for i, ev := range h.partials {

@@ -93,13 +93,13 @@ func TestEnv(t *testing.T) {
 
 func TestCommandKeepsTheUsersHome(t *testing.T) {
 	t.Parallel()
-	cmd := command(Prompt{PermissionMode: "plan"}, "u", true, sandbox.Spec{Workdir: "/w", Env: map[string]string{"HOME": "/h"}}, "run_1")
+	cmd := command(sandbox.Turn{PermissionMode: "plan"}, "u", true, sandbox.Spec{Workdir: "/w", Env: map[string]string{"HOME": "/h"}}, "run_1")
 	if _, ok := cmd.Env["HOME"]; ok || cmd.Env["CLAUDE_CONFIG_DIR"] != "/w/.sandlot/home/.claude" ||
 		!slices.Contains(cmd.Argv, "--resume=u") || !slices.Contains(cmd.Argv, "--permission-mode=plan") {
 		t.Errorf("command %+v", cmd)
 	}
 	for own, want := range map[string]string{"": guest.Shell, "/opt/bash": ""} {
-		cmd := command(Prompt{}, "u", false, sandbox.Spec{Workdir: "/w", Env: map[string]string{"CLAUDE_CODE_SHELL": own}}, "run_1")
+		cmd := command(sandbox.Turn{}, "u", false, sandbox.Spec{Workdir: "/w", Env: map[string]string{"CLAUDE_CODE_SHELL": own}}, "run_1")
 		if got := cmd.Env["CLAUDE_CODE_SHELL"]; got != want {
 			t.Errorf("with the shell %q of the sandbox's maker the command's is %q, want %q", own, got, want)
 		}

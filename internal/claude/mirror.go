@@ -5,6 +5,8 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,79 +20,86 @@ const (
 	batchBytes  = 1 << 20 // or so many bytes
 	stderrTail  = 4 << 10
 
-	// lostNumbers is what the numbers skip when a new process finds the output of a turn gone: its predecessor may have given
+	// lostNumbers is what the numbers skip when a new server finds the output of a process gone: its predecessor may have given
 	// numbers to partial lines that nobody can count any more.
 	lostNumbers = 1 << 20
 
 	batchDelay = 50 * time.Millisecond // or after so long, though more is coming
 
-	// patience is how many passes may fail before the output of a turn that has ended is given up.
+	// patience is how often the output of a process that has ended is tried to be read before it is given up.
 	patience = 8
 
 	firstBackoff, maxBackoff = 200 * time.Millisecond, 30 * time.Second
 )
 
-// follow takes the output of run over into the store, until its end is recorded or ctx is done. What fails is begun anew from what
-// the store holds: a pass can stop anywhere.
-func (s *Sessions) follow(ctx context.Context, h *hub, run sandbox.Run, resumed bool) {
-	defer func() {
-		h.end()
-		s.hubs.release(h)
-	}()
+// follow takes the output of p over into the store until its end is recorded, or ctx is done.
+func (c *conv) follow(ctx context.Context, p *process) {
+	whole := c.read(ctx, p)
+	if ctx.Err() != nil {
+		return
+	}
+	var run sandbox.Run
+	if !c.insist(ctx, "its end can't be read", func() (err error) {
+		run, err = c.s.runner.WaitRun(ctx, p.run.Account, p.Run)
+		return err
+	}) {
+		return
+	}
+	c.insist(ctx, "its end can't be recorded", func() error { return c.end(ctx, p, run, whole) })
+}
+
+// insist tries something until it works; false if ctx ended first.
+func (c *conv) insist(ctx context.Context, problem string, try func() error) bool {
+	for backoff := firstBackoff; ; backoff = min(2*backoff, maxBackoff) {
+		err := try()
+		if err == nil {
+			return true
+		}
+		if ctx.Err() != nil {
+			return false
+		}
+		c.s.log.WarnContext(ctx, "following a process of Claude: "+problem+"; trying again", "session", c.id, "err", err)
+		pause(ctx, backoff)
+	}
+}
+
+// pause waits; false if ctx ends first.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// read takes the output over. It returns false if it is gone before its end, or can't be read though the process has ended.
+func (c *conv) read(ctx context.Context, p *process) (whole bool) {
 	backoff := firstBackoff
 	for tries := 1; ctx.Err() == nil; tries++ {
-		err := s.mirror(ctx, h, run.ID, resumed, tries > patience)
-		if err == nil || ctx.Err() != nil {
-			return
+		before := p.at
+		end, err := c.pass(ctx, p)
+		if err == nil {
+			return end
 		}
-		s.log.WarnContext(ctx, "following a turn broke off; beginning anew", "session", run.Session, "run", run.ID, "err", err)
-		timer := time.NewTimer(backoff)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
+		if p.at > before {
+			tries, backoff = 1, firstBackoff
 		}
+		c.s.log.WarnContext(ctx, "reading what Claude says broke off; trying again", "session", c.id, "run", p.Run, "err", err)
+		if run, rerr := c.s.store.Run(ctx, "", p.Run); rerr == nil && run.State != sandbox.RunRunning && tries > patience {
+			c.s.log.ErrorContext(ctx, "the rest of what Claude said is given up", "session", c.id, "run", p.Run, "err", err)
+			return false
+		}
+		pause(ctx, backoff)
 		backoff = min(2*backoff, maxBackoff)
 	}
+	return false
 }
 
-// mirror is one pass of follow: from where the store is to the end of the run. resumed says that a process before this one has
-// followed the turn too; with giveUp the output of a run that has ended need not be read to its end.
-func (s *Sessions) mirror(ctx context.Context, h *hub, id string, resumed, giveUp bool) error {
-	run, err := s.store.Run(ctx, "", id)
-	if err != nil {
-		return err
-	}
-	ses, err := s.store.Session(ctx, "", run.Session)
-	if err != nil {
-		return err
-	}
-	h.stored(ses.LastSeq)
-	m := &mirror{store: s.store, hub: h, run: run, next: ses.LastSeq + 1, offset: run.Mirrored, at: run.Mirrored}
-	m.split.line = m.line
-	whole, err := s.copy(ctx, m)
-	if err != nil {
-		if !giveUp || run.State == sandbox.RunRunning || ctx.Err() != nil {
-			return err
-		}
-		s.log.ErrorContext(ctx, "the rest of a turn's output is given up", "session", run.Session, "run", run.ID, "err", err)
-	}
-	if !whole { // numbers that readers have seen must not come again
-		m.next = max(m.next, h.highest()+1)
-		if resumed {
-			m.next += lostNumbers
-		}
-	}
-	if run, err = s.runner.WaitRun(ctx, run.Account, run.ID); err != nil {
-		return err
-	}
-	m.add(sandbox.SessionEvent{Kind: sandbox.SessionEnd, Data: encode(m.end(run, h.wasInterrupted()))}, m.offset)
-	// The hub isn't told: readers see the end when follow says that the session is idle, so that whoever sees it can go on at once.
-	return m.record(ctx)
-}
-
-// copy reads the run's output to its end. It returns false if the output is gone before that.
-func (s *Sessions) copy(ctx context.Context, m *mirror) (whole bool, err error) {
+// pass reads the output from where p is. Without an error it is at its end (true), or gone.
+func (c *conv) pass(ctx context.Context, p *process) (end bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	items := make(chan item, framesAhead)
 	done := make(chan struct{})
@@ -98,10 +107,11 @@ func (s *Sessions) copy(ctx context.Context, m *mirror) (whole bool, err error) 
 		cancel()
 		<-done
 	}()
+	from := p.at
 	go func() {
 		defer close(done)
 		defer close(items)
-		for f, err := range s.runner.Output(ctx, m.run, m.run.Mirrored) {
+		for f, err := range c.s.runner.Output(ctx, p.run, from) {
 			select {
 			case items <- item{f, err}:
 			case <-ctx.Done():
@@ -118,7 +128,7 @@ func (s *Sessions) copy(ctx context.Context, m *mirror) (whole bool, err error) 
 		select {
 		case it, ok = <-items:
 		default: // nothing is waiting: record what there is before waiting for more
-			if err := m.flush(ctx); err != nil {
+			if err := c.flush(ctx, true); err != nil {
 				return false, err
 			}
 			it, ok = <-items
@@ -129,17 +139,18 @@ func (s *Sessions) copy(ctx context.Context, m *mirror) (whole bool, err error) 
 		case !ok:
 			return false, errors.New("the output stopped without an end")
 		case it.err != nil && isGone(it.err):
-			m.split.finish(m.at)
-			return false, m.flush(ctx)
+			return false, nil
 		case it.err != nil:
-			return false, errors.Join(it.err, m.flush(ctx))
-		case m.frame(it.frame):
-			m.split.finish(m.at)
-			return true, m.flush(ctx)
-		case m.full():
-			if err := m.flush(ctx); err != nil {
-				return false, err
-			}
+			return false, it.err
+		}
+		c.mu.Lock()
+		end := p.frame(it.frame)
+		c.mu.Unlock()
+		if end {
+			return true, nil
+		}
+		if err := c.flush(ctx, false); err != nil {
+			return false, err
 		}
 	}
 }
@@ -149,113 +160,275 @@ type item struct {
 	err   error
 }
 
-// mirror is the state of one pass.
-type mirror struct {
-	store Store
-	hub   *hub
-	run   sandbox.Run
-	split splitter
-
-	next   int64 // number of the next event
-	offset int64 // after the last lasting line: what may be recorded as taken over
-	at     int64 // after the last byte that was looked at
-	batch  []sandbox.SessionEvent
-	bytes  int
-	since  time.Time // when the first of the batch was put there
-	stderr []byte    // the end of it
+// flush records the batch, if it is full, or anyway.
+func (c *conv) flush(ctx context.Context, anyway bool) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	full := len(c.batch.Events) >= maxBatch || c.bytes >= batchBytes || len(c.batch.Events) > 0 && time.Since(c.since) >= batchDelay
+	if !c.dirty() || !full && !anyway {
+		return nil
+	}
+	err := c.commit(ctx, sandbox.SessionWrite{})
+	c.poke()
+	return err
 }
 
-// frame takes one frame; true at the end of the run.
-func (m *mirror) frame(f guest.Frame) bool {
+// frame takes one frame; true at the end of the run. The caller holds the conv's mu.
+func (p *process) frame(f guest.Frame) bool {
 	switch f.Kind {
 	case guest.End:
 		return true
 	case guest.Gap:
-		from := m.at
+		from := p.at
 		if len(f.Data) == 8 {
 			from = max(from, int64(binary.BigEndian.Uint64(f.Data)))
 		}
-		if f.Offset > m.at {
-			m.split.gap(from, f.Offset)
-			m.at = f.Offset
+		if f.Offset > p.at {
+			p.split.gap(from, f.Offset)
+			p.at = f.Offset
 		}
 		return false
 	}
 	data := f.Data
-	if known := m.at - f.Offset; known > 0 { // seen before a connection was made anew
+	if known := p.at - f.Offset; known > 0 { // seen before a connection was made anew
 		data = data[min(known, int64(len(data))):]
 	}
-	at := m.at
-	m.at = max(m.at, f.Offset+int64(len(f.Data)))
+	at := p.at
+	p.at = max(p.at, f.Offset+int64(len(f.Data)))
 	switch f.Kind {
 	case guest.Stdout:
-		m.split.write(data, max(at, f.Offset))
+		p.spoke = time.Now()
+		p.split.write(data, max(at, f.Offset))
 	case guest.Stderr:
-		m.stderr = append(m.stderr, data...)
-		if n := len(m.stderr) - stderrTail; n > 0 {
-			m.stderr = append(m.stderr[:0], m.stderr[n:]...)
+		p.stderr = append(p.stderr, data...)
+		if n := len(p.stderr) - stderrTail; n > 0 {
+			p.stderr = append(p.stderr[:0], p.stderr[n:]...)
 		}
 	}
 	return false
 }
 
-// line takes one line; next is the offset after it.
-func (m *mirror) line(data []byte, next int64) {
-	ev := sandbox.SessionEvent{Kind: kindOf(data), Data: bytes.Clone(data)}
-	if ev.Kind != sandbox.SessionPartial {
-		m.add(ev, next)
+// line takes one line of p's output; next is the offset after it.
+func (c *conv) line(p *process, data []byte, next int64) {
+	p.seen = next
+	ev := sandbox.SessionEvent{Run: p.Run, Kind: kindOf(data), Data: bytes.Clone(data)}
+	if c.turn != nil {
+		ev.Turn = c.turn.ID
+		c.turn.quietAt = p.spoke.Add(c.s.quiet)
+	}
+	if ev.Kind == sandbox.SessionPartial {
+		ev.Seq, ev.At = c.next, p.spoke
+		c.next++
+		c.hub.partial(ev, len(c.batch.Events) == 0)
 		return
 	}
-	ev.Seq, ev.Run, ev.At = m.next, m.run.ID, time.Now()
-	m.next++
-	m.hub.partial(ev, len(m.batch) == 0)
-}
-
-// add puts a lasting event into the batch; next is the offset after it.
-func (m *mirror) add(ev sandbox.SessionEvent, next int64) {
-	ev.Seq, ev.Run, ev.At = m.next, m.run.ID, time.Now()
-	m.next++
-	m.offset = next
-	if len(m.batch) == 0 {
-		m.since = ev.At
+	if !c.understand(p, ev) {
+		c.add(ev)
 	}
-	m.batch = append(m.batch, ev)
-	m.bytes += len(ev.Data)
+	p.lasting = next
 }
 
-func (m *mirror) full() bool {
-	return len(m.batch) >= maxBatch || m.bytes >= batchBytes || len(m.batch) > 0 && time.Since(m.since) >= batchDelay
-}
-
-// flush records the batch and how far it reaches, as one. Partials after it may then be read.
-func (m *mirror) flush(ctx context.Context) error {
-	if len(m.batch) == 0 {
-		return nil
+// understand does what a line means for us beside being passed on. It returns true if it has dealt with the line.
+func (c *conv) understand(p *process, ev sandbox.SessionEvent) bool {
+	uuid := ""
+	if c.turn != nil && !c.turn.Taken {
+		uuid = c.turn.UUID
 	}
-	if err := m.record(ctx); err != nil {
-		return err
+	h, ok := readHead(ev.Data, uuid)
+	if !ok {
+		return false
 	}
-	m.hub.stored(m.next - 1)
-	return nil
+	switch h.Type {
+	case "user":
+		if !h.IsReplay || h.UUID != uuid {
+			return false
+		}
+		c.turn.Taken = true // the CLI has begun with our prompt; the line says nothing that the prompt event doesn't
+		c.batch.Turns = append(c.batch.Turns, c.turn.Turn)
+		return true
+	case "system":
+		c.learn(p, h)
+	case "result":
+		c.add(ev)
+		c.result(p, h)
+		return true
+	case "control_request":
+		c.add(ev)
+		c.asked(p, h)
+		return true
+	case "control_cancel_request":
+		c.add(ev)
+		if i := c.pending(func(a sandbox.Ask) bool { return a.Run == p.Run && a.Request == h.RequestID }); i >= 0 {
+			c.settle(i, sandbox.AskWithdrawn)
+		}
+		return true
+	case "control_response":
+		c.add(ev)
+		what, ours := p.controls[h.Response.RequestID]
+		delete(p.controls, h.Response.RequestID)
+		if ours && h.Response.Subtype == "error" {
+			c.add(noticeEvent(p.Run, ev.Turn, notice{Subtype: "refused", Text: "Claude Code refused " + what + ": " + h.Response.Error}))
+		}
+		return true
+	}
+	return false
 }
 
-func (m *mirror) record(ctx context.Context) error {
-	if err := m.store.AppendSessionEvents(ctx, m.run.Session, m.batch, m.run.ID, m.offset); err != nil {
-		return err
+// learn takes over what the CLI says of itself: the name of its conversation changes with /clear, and the permission mode with a plan
+// that was approved.
+func (c *conv) learn(p *process, h head) {
+	ses, row := c.ses, p.Process
+	if h.Subtype == "init" && isUUID(h.SessionID) {
+		ses.UUID = h.SessionID
 	}
-	m.batch, m.bytes = nil, 0
-	return nil
+	if slices.Contains(permissionModes, h.PermissionMode) {
+		row.PermissionMode, ses.PermissionMode = h.PermissionMode, h.PermissionMode
+	}
+	if ses != c.ses {
+		c.ses = ses
+		c.batch.Update = &ses
+	}
+	if row != p.Process {
+		p.Process = row
+		c.batch.Process = &row
+	}
 }
 
-// end says how the run ended.
-func (m *mirror) end(run sandbox.Run, interrupted bool) endData {
-	e := endData{Type: "end", Run: run.ID, State: run.State, ExitCode: run.ExitCode, Signal: run.Signal, Reason: run.Reason}
+// result ends the turn that runs. Not if it is of something that the CLI did by itself before it took the prompt up; its own commands
+// it doesn't tell to have taken up.
+func (c *conv) result(p *process, h head) {
+	t := c.turn
+	if t == nil || t.Run != p.Run || !t.Taken && !t.Interrupted && h.NumTurns > 0 {
+		return
+	}
+	failed := h.IsError || h.Subtype != "success" && h.Subtype != ""
 	switch {
-	case e.Reason != "":
-	case interrupted:
-		e.Reason = "It was interrupted on request."
-	case run.State != sandbox.RunExited || run.ExitCode == nil || *run.ExitCode != 0:
-		e.Reason = strings.TrimSpace(strings.ToValidUTF8(string(m.stderr), "?"))
+	case t.Interrupted && failed:
+		c.endTurn(sandbox.TurnInterrupted, "It was interrupted on request.", endData{State: sandbox.RunExited})
+	case failed:
+		reason := h.resultText()
+		if reason == "" {
+			reason = "Claude ended the turn with " + strings.ToValidUTF8(h.Subtype, "?") + "."
+		}
+		c.endTurn(sandbox.TurnFailed, reason, endData{State: sandbox.RunExited})
+	default:
+		c.endTurn(sandbox.TurnDone, "", endData{State: sandbox.RunExited})
 	}
-	return e
+	p.idle = time.Now()
+}
+
+// endTurn ends the turn that runs.
+func (c *conv) endTurn(state sandbox.TurnState, reason string, end endData) {
+	t := c.turn
+	t.State, t.Reason, t.EndedAt, t.EndSeq = state, reason, time.Now(), c.next
+	end.Type, end.Turn, end.Outcome, end.Run, end.Reason = "end", t.ID, state, t.Run, reason
+	if end.Reason == "" && end.State != sandbox.RunExited {
+		end.Reason = t.Reason
+	}
+	c.add(sandbox.SessionEvent{Run: t.Run, Turn: t.ID, Kind: sandbox.SessionEnd, Data: encode(end)})
+	c.batch.Turns = append(c.batch.Turns, t.Turn)
+	c.turn = nil
+}
+
+// asked takes what the CLI asks.
+func (c *conv) asked(p *process, h head) {
+	if h.Request.Subtype != "can_use_tool" {
+		p.input(&c.batch, refusalLine(h.RequestID, "Sandlot doesn't know the request "+h.Request.Subtype+"."), false)
+		return
+	}
+	a := askOf(h)
+	now := time.Now()
+	a.Account, a.Session, a.Run, a.CreatedAt, a.ExpiresAt = c.ses.Account, c.id, p.Run, now, now.Add(c.s.promptTimeout)
+	if c.turn != nil {
+		a.Turn = c.turn.ID
+	}
+	c.asks = append(c.asks, a)
+	c.batch.NewAsks = append(c.batch.NewAsks, a)
+	c.add(askEvent(a))
+}
+
+// settle ends a pending ask that nobody answered.
+func (c *conv) settle(i int, state sandbox.AskState) {
+	a := c.asks[i]
+	a.State, a.AnsweredAt = state, time.Now()
+	c.asks = slices.Delete(c.asks, i, i+1)
+	c.batch.Settled = append(c.batch.Settled, a)
+	c.add(answerEvent(a))
+}
+
+// end records the end of p. It may be tried again.
+func (c *conv) end(ctx context.Context, p *process, run sandbox.Run, whole bool) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p.split.finish(p.at)
+	resumed := p.resumed
+	if !whole && resumed { // numbers that readers have seen must not come again
+		c.next += lostNumbers
+		p.resumed = false
+	}
+	for len(c.asks) > 0 {
+		c.settle(0, sandbox.AskLost)
+	}
+	if t := c.turn; t != nil && t.Run == p.Run {
+		if resumed && !whole && startsAgain(t, run, p) {
+			t.Run, t.State, t.tries = "", sandbox.TurnQueued, t.tries+1
+			c.batch.Turns = append(c.batch.Turns, t.Turn)
+			c.queue = slices.Insert(c.queue, 0, t)
+			c.turn = nil
+		} else {
+			c.died(p, run)
+		}
+	} else if c.gone != p { // nobody would know why the next turn begins in a new process
+		c.gone = p
+		c.add(noticeEvent(p.Run, "", notice{Subtype: "process_ended", Text: "The process of Claude Code has ended" + p.why(run) +
+			". The next prompt starts another, which goes on with the conversation."}))
+	}
+	if err := c.commit(ctx, sandbox.SessionWrite{Gone: p.Run}); err != nil {
+		return err
+	}
+	c.proc = nil
+	close(p.ended)
+	c.poke()
+	return nil
+}
+
+// startsAgain reports whether a turn can be begun anew as if it never had been: the server that began it died, and nothing of its process
+// was ever seen. It is tried once.
+func startsAgain(t *turn, run sandbox.Run, p *process) bool {
+	return run.State == sandbox.RunLost && p.at == 0 && !t.Interrupted && t.tries == 0
+}
+
+// died ends a turn whose process has ended.
+func (c *conv) died(p *process, run sandbox.Run) {
+	end := endData{State: run.State, ExitCode: run.ExitCode, Signal: run.Signal}
+	said := strings.TrimSpace(strings.ToValidUTF8(string(p.stderr), "?"))
+	switch {
+	case c.turn.Interrupted && run.State != sandbox.RunLost:
+		c.endTurn(sandbox.TurnInterrupted, "It was interrupted on request.", end)
+	case run.State == sandbox.RunLost:
+		c.endTurn(sandbox.TurnLost, run.Reason, end)
+	case run.Reason != "":
+		c.endTurn(sandbox.TurnFailed, run.Reason, end)
+	case said != "":
+		c.endTurn(sandbox.TurnFailed, said, end)
+	case run.State == sandbox.RunExited && run.ExitCode != nil && *run.ExitCode == 0:
+		c.endTurn(sandbox.TurnFailed, "Claude Code ended before it had answered.", end)
+	default:
+		c.endTurn(sandbox.TurnFailed, "", end)
+	}
+}
+
+// why says why a process ended that had no turn.
+func (p *process) why(run sandbox.Run) string {
+	switch {
+	case p.Closed:
+		return ", for it had nothing to do"
+	case run.Reason != "":
+		return ": " + strings.TrimSuffix(run.Reason, ".")
+	case run.Signal != "":
+		return " by " + run.Signal
+	case run.ExitCode != nil && *run.ExitCode != 0:
+		return fmt.Sprintf(" with code %d", *run.ExitCode)
+	}
+	return " by itself"
 }

@@ -102,7 +102,7 @@ func TestTheGuestRefuses(t *testing.T) {
 	w.runner.refuse = &sandbox.Problem{Class: sandbox.ErrInvalid, Code: "no_such_program", Detail: "There is no such program."}
 	_, err := w.Prompt(t.Context(), w.account, claude.Prompt{Sandbox: w.sb.ID, Text: "go"})
 	wantProblem(t, err, sandbox.ErrInvalid, "no_such_program", "")
-	list := must[[]claude.Listed](t)(w.Sessions.Sessions(t.Context(), w.account))
+	list := must[[]claude.State](t)(w.Sessions.Sessions(t.Context(), w.account))
 	if len(list) != 1 {
 		t.Fatalf("sessions %+v", list)
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"flag"
 	"io"
+	"io/fs"
 	"iter"
 	"net/http/httptest"
 	"os"
@@ -34,7 +35,7 @@ type hostRunner struct {
 	procs   sync.WaitGroup
 }
 
-func newHost(t *testing.T) (*world, *hostRunner) {
+func newHost(t *testing.T, changes ...func(*claude.Config)) (*world, *hostRunner) {
 	t.Helper()
 	program := os.Getenv("SANDLOT_TEST_CLAUDE")
 	if program == "" {
@@ -57,12 +58,22 @@ func newHost(t *testing.T) (*world, *hostRunner) {
 		h.env[k] = strings.ReplaceAll(v, "http://"+guest.Gateway, srv.URL) // of the API and of the proxy
 	}
 	h.env["XDG_CACHE_HOME"], h.env["TMPDIR"] = t.TempDir(), t.TempDir()
-	t.Cleanup(h.procs.Wait)
+	t.Cleanup(func() {
+		for _, f := range h.all() {
+			if f.onSignal != nil {
+				_ = f.onSignal("SIGKILL") // it may have ended
+			}
+		}
+		h.procs.Wait()
+	})
 
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)
-	w.Sessions = claude.NewSessions(claude.Config{Runner: h, Store: w.store,
-		Files: func(context.Context, string, sandbox.ID) (claude.Files, error) { return hostFiles{}, nil }})
+	cfg := claude.Config{Runner: h, Store: w.store, Files: func(context.Context, string, sandbox.ID) (claude.Files, error) { return hostFiles{}, nil }}
+	for _, change := range changes {
+		change(&cfg)
+	}
+	w.Sessions = claude.NewSessions(cfg)
 	go func() { done <- w.Serve(ctx) }()
 	w.stop = sync.OnceFunc(func() {
 		cancel()
@@ -78,9 +89,13 @@ func (h *hostRunner) StartRun(ctx context.Context, run sandbox.Run, cmd guest.Co
 	if err != nil {
 		return run, err
 	}
-	f := <-h.started
+	f := h.get(run.ID)
 	p := exec.Command(h.program, cmd.Argv[1:]...)
-	p.Dir, p.Stdin = cmd.Dir, strings.NewReader(string(cmd.Stdin))
+	p.Dir = cmd.Dir
+	stdin, err := p.StdinPipe()
+	if err != nil {
+		return run, err
+	}
 	p.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	for _, env := range []map[string]string{h.env, cmd.Env} {
 		for k, v := range env {
@@ -91,6 +106,8 @@ func (h *hostRunner) StartRun(ctx context.Context, run sandbox.Run, cmd guest.Co
 	if err := p.Start(); err != nil {
 		return run, err
 	}
+	f.onInput = func(b []byte) { _, _ = stdin.Write(b) } // it may have ended
+	f.onClose = func() { _ = stdin.Close() }
 	f.onSignal = func(name string) error {
 		return syscall.Kill(-p.Process.Pid, map[string]syscall.Signal{"SIGINT": syscall.SIGINT, "SIGTERM": syscall.SIGTERM, "SIGKILL": syscall.SIGKILL}[name])
 	}
@@ -139,6 +156,14 @@ func hostError(err error) error {
 func (hostFiles) ReadFile(_ context.Context, name string) (io.ReadCloser, guest.File, error) {
 	f, err := os.Open(name)
 	return f, guest.File{}, hostError(err)
+}
+
+func (hostFiles) WriteFile(_ context.Context, name string, r io.Reader, mode fs.FileMode) (guest.File, error) {
+	data, err := io.ReadAll(r)
+	if err == nil {
+		err = os.WriteFile(name, data, mode)
+	}
+	return guest.File{}, hostError(err)
 }
 
 func (hostFiles) ReadDir(_ context.Context, name string) ([]guest.File, error) {
@@ -242,7 +267,7 @@ func TestRealMainJob(t *testing.T) {
 	if partials < 20 {
 		t.Errorf("%d partial lines", partials)
 	}
-	if e := endOf(t, evs); e.State != "exited" || e.ExitCode == nil || *e.ExitCode != 0 {
+	if e := endOf(t, evs); e.State != "exited" || e.Outcome != "done" {
 		t.Errorf("end %+v", e)
 	}
 	golden := filepath.Join("testdata", "mainjob-"+claude.Version+".txt")
@@ -274,15 +299,15 @@ func TestRealVariants(t *testing.T) {
 		prompt string
 		result string // part of it
 		lines  string // that must be there
-		code   int
+		end    string
 	}{
-		{"run: echo $((6*7)); pwd", "\n42\n", "assistant tool_use Bash", 0},
-		{"write notes/a.txt: Hello, file", "Hello, file", "assistant tool_use Write", 0},
-		{"tool error please", "Exit code 1", "user tool_result failed", 0},
-		{"code blocks", "```go", "result success", 0},
-		{"long answer", "Part 60", "result success", 0},
-		{"overloaded", "tried again", "system api_retry", 0},
-		{"api error", "This is the API error", "result success error", 1},
+		{"run: echo $((6*7)); pwd", "\n42\n", "assistant tool_use Bash", "done"},
+		{"write notes/a.txt: Hello, file", "Hello, file", "assistant tool_use Write", "done"},
+		{"tool error please", "Exit code 1", "user tool_result failed", "done"},
+		{"code blocks", "```go", "result success", "done"},
+		{"long answer", "Part 60", "result success", "done"},
+		{"overloaded", "tried again", "system api_retry", "done"},
+		{"api error", "This is the API error", "result success error", "failed"},
 	} {
 		_, evs := w.turn("", tt.prompt)
 		e := endOf(t, evs)
@@ -292,7 +317,7 @@ func TestRealVariants(t *testing.T) {
 		if got := transcript(t, evs); !strings.Contains(got, tt.lines) {
 			t.Errorf("%s: no %q in\n%s", tt.prompt, tt.lines, got)
 		}
-		if e.ExitCode == nil || *e.ExitCode != tt.code {
+		if e.Outcome != tt.end || e.ExitCode != nil {
 			t.Errorf("%s: end %+v", tt.prompt, e)
 		}
 	}
@@ -329,7 +354,7 @@ func TestRealInterrupt(t *testing.T) {
 	session, evs := stop("", "slow stream", func(run string) error {
 		return w.Interrupt(t.Context(), w.account, must[sandbox.Run](t)(w.store.Run(t.Context(), "", run)).Session)
 	})
-	if e := endOf(t, evs); e.State != "exited" || !strings.Contains(e.Reason, "interrupted") {
+	if e := endOf(t, evs); e.State != "exited" || e.Outcome != "interrupted" {
 		t.Errorf("end %+v", e)
 	}
 	_, evs = stop(session, "slow stream", func(run string) error { return h.Signal(t.Context(), "", run, "SIGKILL") })

@@ -1,8 +1,8 @@
 package claude
 
 import (
+	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"iter"
@@ -22,18 +22,28 @@ type Runner interface {
 	Output(ctx context.Context, run sandbox.Run, offset int64) iter.Seq2[guest.Frame, error]
 	WaitRun(ctx context.Context, account, id string) (sandbox.Run, error)
 	Signal(ctx context.Context, account, run, signal string) error
+
+	// WriteStdin writes data to a run's input, of which at bytes came before; what was written there already is not written again.
+	WriteStdin(ctx context.Context, account, run string, at int64, data []byte, last bool) error
+	// CPUTime is how much of the processor a run's processes have used.
+	CPUTime(ctx context.Context, account, run string) (time.Duration, error)
 }
 
 // Store is what sessions ask of the records.
 type Store interface {
-	InsertSession(ctx context.Context, ses sandbox.Session) error
 	Session(ctx context.Context, account, id string) (sandbox.Session, error)
 	Sessions(ctx context.Context, account string, limit int) ([]sandbox.Session, error)
-	BeginTurn(ctx context.Context, ses sandbox.Session, run sandbox.Run, ev sandbox.SessionEvent) error
-	AppendSessionEvents(ctx context.Context, session string, evs []sandbox.SessionEvent, run string, mirrored int64) error
+	BusySessions(ctx context.Context) ([]string, error)
+	WriteSession(ctx context.Context, w sandbox.SessionWrite) error
 	SessionEvents(ctx context.Context, session string, after int64, limit int) ([]sandbox.SessionEvent, error)
+	OpenTurns(ctx context.Context, session string) ([]sandbox.Turn, error)
+	Turn(ctx context.Context, session, id string) (sandbox.Turn, error)
+	Asks(ctx context.Context, session string, pendingOnly bool, limit int) ([]sandbox.Ask, error)
+	Ask(ctx context.Context, session, id string) (sandbox.Ask, error)
+	Process(ctx context.Context, session string) (sandbox.Process, error)
+	Inputs(ctx context.Context, run string) ([]sandbox.Input, error)
+	InputWritten(ctx context.Context, in sandbox.Input) error
 	Run(ctx context.Context, account, id string) (sandbox.Run, error)
-	UnfinishedTurns(ctx context.Context) ([]sandbox.Run, error)
 }
 
 // Config is what sessions are made of. Runner and Store are required.
@@ -42,13 +52,18 @@ type Config struct {
 	Store  Store
 	Log    *slog.Logger // nil = none
 
+	Idle          time.Duration // for which the CLI's process is kept without a turn; default: 10 min
+	PromptTimeout time.Duration // after which what Claude asks is denied; default: 30 min
+	Quiet         time.Duration // after which it is told that Claude says nothing; default: 1 min
+
 	// Files opens the files of a sandbox; nil = by the Runner's Guest.
 	Files func(ctx context.Context, account string, id sandbox.ID) (Files, error)
 }
 
-// Sessions holds conversations with Claude. A turn is a run of the CLI; a follower takes its output over from the guest's journal
-// into the store, line by line, and goes on after a restart where it stopped. Readers get what is in the store, and in between what
-// is too short-lived to be stored. It is safe for concurrent use.
+// Sessions holds conversations with Claude. A process of the CLI serves a session turn by turn; a follower takes its output over from the
+// guest's journal into the store, line by line, and goes on after a restart where it stopped. What is written to the process is
+// recorded first, and repeated after a restart. Readers get what is in the store, and in between what is too short-lived to
+// be stored. It is safe for concurrent use.
 type Sessions struct {
 	runner Runner
 	store  Store
@@ -56,15 +71,21 @@ type Sessions struct {
 	files  func(ctx context.Context, account string, id sandbox.ID) (Files, error)
 	hubs   hubs
 
+	idle, promptTimeout, quiet time.Duration
+
+	mu    sync.Mutex
+	convs map[string]*conv // guarded by mu
+
 	work  chan func(context.Context) // for Serve, which owns every goroutine
-	ready chan struct{}              // closed when the turns of the last process have been taken up
+	ready chan struct{}              // closed when the sessions of the last server have been taken up
 	done  chan struct{}              // closed when Serve takes no more work
 }
 
 // NewSessions returns sessions that do nothing until Serve runs.
 func NewSessions(cfg Config) *Sessions {
 	s := &Sessions{
-		runner: cfg.Runner, store: cfg.Store, log: cfg.Log, files: cfg.Files, hubs: hubs{open: map[string]*hub{}},
+		runner: cfg.Runner, store: cfg.Store, log: cfg.Log, files: cfg.Files, hubs: hubs{open: map[string]*hub{}}, convs: map[string]*conv{},
+		idle: cmp.Or(cfg.Idle, 10*time.Minute), promptTimeout: cmp.Or(cfg.PromptTimeout, 30*time.Minute), quiet: cmp.Or(cfg.Quiet, time.Minute),
 		work: make(chan func(context.Context)), ready: make(chan struct{}), done: make(chan struct{}),
 	}
 	if s.log == nil {
@@ -82,37 +103,51 @@ func NewSessions(cfg Config) *Sessions {
 	return s
 }
 
-// Serve takes up the turns that were not finished when the last process ended, and then follows those that are begun, until ctx
-// is done. It returns when all its goroutines have ended; the turns themselves go on. It may be called once.
+// Serve takes up the sessions whose processes or turns the last server left, and then drives them and those that are begun, until ctx is
+// done. It returns when all its goroutines have ended; the processes themselves go on. It may be called once.
 func (s *Sessions) Serve(ctx context.Context) error {
+	var workers sync.WaitGroup
+	defer workers.Wait()
 	defer close(s.done)
-	var followers sync.WaitGroup
-	defer followers.Wait()
-	runs, err := s.store.UnfinishedTurns(ctx)
+	busy, err := s.store.BusySessions(ctx)
+	for _, id := range busy {
+		if err == nil {
+			err = s.takeUp(ctx, id, &workers)
+		}
+	}
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil
 		}
-		return fmt.Errorf("claude: take up the turns of the last process: %w", err)
-	}
-	for _, run := range runs {
-		h := s.hubs.attach(run.Session)
-		h.begin(run.ID, 0)
-		followers.Go(func() { s.follow(ctx, h, run, true) })
+		return fmt.Errorf("claude: take up the sessions of the last server: %w", err)
 	}
 	close(s.ready)
 	for {
 		select {
 		case f := <-s.work:
-			followers.Go(func() { f(ctx) })
+			workers.Go(func() { f(ctx) })
 		case <-ctx.Done():
 			return nil
 		}
 	}
 }
 
-// background gives f to Serve. After Serve has ended f doesn't run; whatever it was for is taken up by the next process.
-func (s *Sessions) background(f func(context.Context)) bool {
+// takeUp goes on with a session where the last server stopped.
+func (s *Sessions) takeUp(ctx context.Context, id string, workers *sync.WaitGroup) error {
+	c, err := s.conv(ctx, id)
+	if err != nil {
+		return err
+	}
+	c.driving = true
+	if p := c.proc; p != nil {
+		workers.Go(func() { c.follow(ctx, p) })
+	}
+	workers.Go(func() { c.drive(ctx) }) // which gives c back
+	return nil
+}
+
+// later gives f to Serve. After Serve has ended f doesn't run; whatever it was for is taken up by the next server.
+func (s *Sessions) later(f func(context.Context)) bool {
 	select {
 	case s.work <- f:
 		return true
@@ -121,7 +156,7 @@ func (s *Sessions) background(f func(context.Context)) bool {
 	}
 }
 
-// waitReady waits until it is known which sessions are busy.
+// waitReady waits until the sessions of the last server have been taken up.
 func (s *Sessions) waitReady(ctx context.Context) error {
 	select {
 	case <-s.ready:
@@ -131,118 +166,6 @@ func (s *Sessions) waitReady(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-}
-
-// Listed is a session in a list.
-type Listed struct {
-	sandbox.Session
-	Busy bool // whether a turn is running
-}
-
-// maxSessions is how many sessions a list holds.
-const maxSessions = 200
-
-// Sessions lists the account's sessions, the one last used first.
-func (s *Sessions) Sessions(ctx context.Context, account string) ([]Listed, error) {
-	all, err := s.store.Sessions(ctx, account, maxSessions)
-	if err != nil {
-		return nil, err
-	}
-	var list []Listed
-	for _, ses := range all {
-		if ses.Turns > 0 { // the others were never told to anybody: their first turn could not begin
-			list = append(list, Listed{Session: ses, Busy: s.hubs.busy(ses.ID)})
-		}
-	}
-	return list, nil
-}
-
-// Session returns one session of account, and whether a turn is running.
-func (s *Sessions) Session(ctx context.Context, account, id string) (ses sandbox.Session, busy bool, err error) {
-	ses, err = s.store.Session(ctx, account, id)
-	return ses, err == nil && s.hubs.busy(id), err
-}
-
-// Grace periods of Interrupt.
-const (
-	graceInterrupt = 5 * time.Second // from SIGINT to SIGTERM
-	graceTerminate = 5 * time.Second // from SIGTERM to SIGKILL
-)
-
-// Interrupt stops the turn that is running: the CLI is asked to, and if it doesn't, it is made to. It returns when the first signal
-// was sent; the turn's end event tells the rest.
-func (s *Sessions) Interrupt(ctx context.Context, account, session string) error {
-	if err := s.waitReady(ctx); err != nil {
-		return err
-	}
-	ses, err := s.store.Session(ctx, account, session)
-	if err != nil {
-		return err
-	}
-	h := s.hubs.attach(ses.ID)
-	defer s.hubs.release(h)
-	run, idle, busy := h.running()
-	if !busy {
-		return &sandbox.Problem{Class: sandbox.ErrState, Code: "session_idle", Detail: "No turn of this session is running."}
-	}
-	if err := s.runner.Signal(ctx, account, run, "SIGINT"); err != nil {
-		if r, rerr := s.store.Run(ctx, account, run); rerr == nil && r.State != sandbox.RunRunning {
-			return nil // it ended just now
-		}
-		return err
-	}
-	if h.interrupt(run) {
-		s.background(func(ctx context.Context) { s.insist(ctx, account, run, idle) })
-	}
-	return nil
-}
-
-// insist makes a run end that was asked to.
-func (s *Sessions) insist(ctx context.Context, account, run string, ended <-chan struct{}) {
-	for _, step := range []struct {
-		grace  time.Duration
-		signal string
-	}{{graceInterrupt, "SIGTERM"}, {graceTerminate, "SIGKILL"}} {
-		timer := time.NewTimer(step.grace)
-		select {
-		case <-timer.C:
-		case <-ended:
-			timer.Stop()
-			return
-		case <-ctx.Done():
-			timer.Stop()
-			return
-		}
-		if err := s.runner.Signal(ctx, account, run, step.signal); err != nil && ctx.Err() == nil {
-			s.log.WarnContext(ctx, "could not stop a turn", "run", run, "signal", step.signal, "err", err)
-		}
-	}
-}
-
-// endData is the data of an end event.
-type endData struct {
-	Type     string           `json:"type"` // "end"
-	Run      string           `json:"run"`
-	State    sandbox.RunState `json:"state"`
-	ExitCode *int             `json:"exit_code"`
-	Signal   string           `json:"signal,omitempty"`
-	Reason   string           `json:"reason,omitempty"`
-}
-
-// promptData is the data of a prompt event.
-type promptData struct {
-	Type string `json:"type"` // "prompt"
-	Text string `json:"text"`
-	Run  string `json:"run"`
-}
-
-// encode is for values of ours that always encode.
-func encode(v any) []byte {
-	data, err := json.Marshal(v)
-	if err != nil {
-		panic(err) // a bug: these types hold nothing that can't be encoded
-	}
-	return data
 }
 
 // isGone reports whether err says that there is nothing more to be had, ever.

@@ -28,24 +28,29 @@ func line(n int) string {
 func TestTurn(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	turn, run := w.prompt(claude.Prompt{Text: "  Write a test\nand run it\n", Model: "claude-x[1m]"})
+	turn, run := w.prompt(claude.Prompt{Text: "  Write a test\nand run it\n", Model: "claude-x[1m]", Author: "key_1"})
 
 	uuid := turn.Session.UUID
-	want := []string{claude.Program, "-p", "--output-format", "stream-json", "--verbose", "--include-partial-messages",
-		"--session-id=" + uuid, "--permission-mode=bypassPermissions", "--model=claude-x[1m]"}
+	want := []string{claude.Program, "-p", "--input-format", "stream-json", "--output-format", "stream-json", "--verbose", "--include-partial-messages",
+		"--replay-user-messages", "--permission-prompt-tool", "stdio", "--allow-dangerously-skip-permissions", "--session-id=" + uuid, "--permission-mode=bypassPermissions", "--model=claude-x[1m]"}
 	if !slices.Equal(run.cmd.Argv, want) || !slices.Equal(turn.Run.Argv, want) {
 		t.Errorf("argv %q", run.cmd.Argv)
 	}
-	if run.cmd.Stdio != guest.StdioPTYStdout || run.cmd.User != guest.UserAgent || run.cmd.Dir != "/workspace" || run.cmd.Open ||
-		string(run.cmd.Stdin) != "  Write a test\nand run it\n" || run.cmd.Env["CLAUDE_CONFIG_DIR"] != "/workspace/.sandlot/home/.claude" {
+	if run.cmd.Stdio != guest.StdioPTYStdout || run.cmd.User != guest.UserAgent || run.cmd.Dir != "/workspace" || !run.cmd.Open || len(run.cmd.Stdin) != 0 || run.cmd.Env["CLAUDE_CONFIG_DIR"] != "/workspace/.sandlot/home/.claude" {
 		t.Errorf("command %+v", run.cmd)
+	}
+	in := run.input(t, 0)
+	content, _ := field(in, "message", "content").([]any)
+	if in["type"] != "user" || in["session_id"] != uuid || field(in, "message", "role") != "user" || len(content) != 1 ||
+		field(content[0], "text") != "  Write a test\nand run it\n" || in["uuid"] != turn.Turn.UUID {
+		t.Errorf("input %v", in)
 	}
 	ses := turn.Session
 	if ses.Title != "Write a test" || ses.Turns != 1 || ses.Volume != w.sb.Spec.Volume.ID || len(uuid) != 36 || uuid[14] != '4' || turn.After != 0 {
 		t.Errorf("turn %+v", turn)
 	}
-	if _, busy, err := w.Session(t.Context(), w.account, ses.ID); err != nil || !busy {
-		t.Errorf("busy %v, %v", busy, err)
+	if !w.busy(ses.ID) {
+		t.Error("it isn't busy")
 	}
 	run.stdout(`{"type":"system","subtype":"init"}`, "", partial(1), line(1)+"\r", "not JSON")
 	run.write(guest.Stderr, "a warning\n")
@@ -65,13 +70,14 @@ func TestTurn(t *testing.T) {
 		t.Errorf("kinds %s", s)
 	}
 	stored := w.stored(ses.ID)
-	wantData := []string{fmt.Sprintf(`{"type":"prompt","text":"  Write a test\nand run it\n","run":%q}`, run.run.ID),
+	wantData := []string{fmt.Sprintf(`{"type":"prompt","text":"  Write a test\nand run it\n","run":%q,"turn":%q,"author":"key_1","model":"claude-x[1m]","permission_mode":"bypassPermissions"}`,
+		run.run.ID, turn.Turn.ID),
 		`{"type":"system","subtype":"init"}`, line(1), "not JSON", `{"type":"result"}`,
-		fmt.Sprintf(`{"type":"end","run":%q,"state":"exited","exit_code":0}`, run.run.ID)}
-	if len(stored) != len(wantData) {
+		fmt.Sprintf(`{"type":"end","turn":%q,"outcome":"done","run":%q,"state":"exited","exit_code":null}`, turn.Turn.ID, run.run.ID)}
+	if len(stored) < len(wantData) {
 		t.Fatalf("stored\n%s", show(stored))
 	}
-	for i, e := range stored {
+	for i, e := range stored[:len(wantData)] { // after that it may be said that the process has ended
 		if string(e.Data) != wantData[i] {
 			t.Errorf("event %d is %s, want %s", i, e.Data, wantData[i])
 		}
@@ -79,7 +85,7 @@ func TestTurn(t *testing.T) {
 	if stored[2].Seq != 4 {
 		t.Errorf("a partial takes no number:\n%s", show(stored))
 	}
-	list := must[[]claude.Listed](t)(w.Sessions.Sessions(t.Context(), w.account))
+	list := must[[]claude.State](t)(w.Sessions.Sessions(t.Context(), w.account))
 	if len(list) != 1 || list[0].ID != ses.ID {
 		t.Errorf("list %+v", list)
 	}
@@ -106,7 +112,6 @@ func TestPromptIsChecked(t *testing.T) {
 		{"no such session", claude.Prompt{Sandbox: w.sb.ID, Text: "x", Session: sandbox.NewID("ses_")}, sandbox.ErrNotFound, "session_not_found", ""},
 		{"no such sandbox", claude.Prompt{Sandbox: "sbx_x", Text: "x"}, sandbox.ErrNotFound, "sandbox_not_found", ""},
 		{"another volume", claude.Prompt{Sandbox: other.ID, Text: "x", Session: turn.Session.ID}, sandbox.ErrConflict, "session_elsewhere", "session"},
-		{"busy", claude.Prompt{Sandbox: w.sb.ID, Text: "x", Session: turn.Session.ID}, sandbox.ErrConflict, "session_busy", "session"},
 	} {
 		_, err := w.Prompt(t.Context(), w.account, tt.p)
 		t.Run(tt.name, func(t *testing.T) { wantProblem(t, err, tt.class, tt.code, tt.field) })
@@ -181,7 +186,7 @@ func TestNextTurn(t *testing.T) {
 			if tt.code != "" {
 				_, err := w.Prompt(t.Context(), w.account, claude.Prompt{Sandbox: w.sb.ID, Session: turn.Session.ID, Text: "two"})
 				wantProblem(t, err, sandbox.ErrConflict, tt.code, "session")
-				if _, busy, _ := w.Session(t.Context(), w.account, turn.Session.ID); busy {
+				if w.busy(turn.Session.ID) {
 					t.Error("it stays busy")
 				}
 				return
@@ -197,7 +202,8 @@ func TestNextTurn(t *testing.T) {
 				t.Errorf("%s there: %v", file, there)
 			}
 			run.exit(0)
-			if evs := w.collect(turn.Session.ID, again.After); evs[0].Kind != sandbox.SessionPrompt || len(evs) != 2 {
+			if evs := w.collect(turn.Session.ID, again.After); evs[0].Kind != sandbox.SessionPrompt || len(evs) != 3 ||
+				!strings.Contains(string(evs[1].Data), fmt.Sprintf(`"restored":{"conversation":%v,`, tt.want == "--resume=")) {
 				t.Errorf("second turn\n%s", show(evs))
 			}
 		})
@@ -289,13 +295,13 @@ func TestRestartNumbersAlike(t *testing.T) {
 			run.exit(0)
 		}
 		w.collect(turn.Session.ID, 0)
-		return strings.ReplaceAll(show(w.stored(turn.Session.ID)), run.run.ID, "RUN")
+		return strings.NewReplacer(run.run.ID, "RUN", turn.Turn.ID, "TURN").Replace(show(w.stored(turn.Session.ID)))
 	}
 	want, got := play(false), play(true)
 	if got != want {
 		t.Errorf("broken\n%s\n\nunbroken\n%s", got, want)
 	}
-	if !strings.HasSuffix(want, `62 end {"type":"end","run":"RUN","state":"exited","exit_code":0}`) {
+	if !strings.Contains(want, "\n62 end {") {
 		t.Error(want)
 	}
 }
@@ -380,16 +386,24 @@ func TestInterrupt(t *testing.T) {
 		t.Parallel()
 		w := newWorld(t)
 		turn, run := w.prompt(claude.Prompt{Text: "go"})
-		run.onSignal = func(string) error { go run.exit(0); return nil }
+		run.input(t, 0)
 		if err := w.Interrupt(t.Context(), w.account, turn.Session.ID); err != nil {
 			t.Fatal(err)
 		}
-		if e := endOf(t, w.collect(turn.Session.ID, 0)); e.State != "exited" || !strings.Contains(e.Reason, "interrupted") {
+		if in := run.input(t, 1); in["type"] != "control_request" || field(in, "request", "subtype") != "interrupt" {
+			t.Errorf("input %v", in)
+		}
+		run.stdout(`{"type":"result","subtype":"error_during_execution","is_error":true,"num_turns":2}`)
+		if e := endOf(t, w.collect(turn.Session.ID, 0)); e.State != "exited" || e.Outcome != "interrupted" || !strings.Contains(e.Reason, "interrupted") {
 			t.Errorf("end %+v", e)
 		}
 		wantProblem(t, w.Interrupt(t.Context(), w.account, turn.Session.ID), sandbox.ErrState, "session_idle", "")
 		if err := w.Interrupt(t.Context(), w.account, "ses_x"); !errors.Is(err, sandbox.ErrNotFound) {
 			t.Error(err)
+		}
+		again, same := w.prompt(claude.Prompt{Text: "on", Session: turn.Session.ID})
+		if same != run || again.Run.ID != turn.Run.ID {
+			t.Error("the process did not live on")
 		}
 	})
 	t.Run("it must be made to", func(t *testing.T) {
@@ -408,31 +422,44 @@ func TestInterrupt(t *testing.T) {
 				}
 				return nil
 			}
-			for range 2 { // the second asks again, and starts no second escalation
+			for range 2 { // the second starts no second escalation
 				if err := w.Interrupt(t.Context(), w.account, turn.Session.ID); err != nil {
 					t.Fatal(err)
 				}
 			}
 			e := endOf(t, w.collect(turn.Session.ID, 0))
-			if e.State != "signaled" || e.Signal != "SIGKILL" || e.ExitCode != nil || time.Since(begin) != 10*time.Second {
+			if e.State != "signaled" || e.Signal != "SIGKILL" || e.ExitCode != nil || e.Outcome != "interrupted" || time.Since(begin) != 10*time.Second {
 				t.Errorf("end %+v after %v", e, time.Since(begin))
 			}
-			if got := w.runner.signalled(); !slices.Equal(got, []string{"SIGINT", "SIGINT", "SIGTERM", "SIGKILL"}) {
+			if got := w.runner.signalled(); !slices.Equal(got, []string{"SIGTERM", "SIGKILL"}) {
 				t.Errorf("signals %v", got)
 			}
 		})
 	})
-	t.Run("it can't be told", func(t *testing.T) {
+	t.Run("over a restart", func(t *testing.T) {
 		t.Parallel()
-		w := newWorld(t)
-		turn, run := w.prompt(claude.Prompt{Text: "go"})
-		run.onSignal = func(string) error { return errors.New("no way") }
-		if err := w.Interrupt(t.Context(), w.account, turn.Session.ID); err == nil {
-			t.Error("no error")
-		}
-		run.onSignal = func(string) error { run.exit(0); return errors.New("no such process") }
-		if err := w.Interrupt(t.Context(), w.account, turn.Session.ID); err != nil {
-			t.Errorf("it had just ended: %v", err)
-		}
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			defer func() { w.stop() }()
+			turn, run := w.prompt(claude.Prompt{Text: "go"})
+			run.input(t, 0)
+			w.runner.setMute(true)
+			if err := w.Interrupt(t.Context(), w.account, turn.Session.ID); err != nil {
+				t.Fatal(err)
+			}
+			w.stop()
+			w.runner.setMute(false)
+			run.onSignal = func(signal string) error {
+				go run.finish(func(r *sandbox.Run) { r.State, r.Signal = sandbox.RunSignaled, signal })
+				return nil
+			}
+			w.serve()
+			if in := run.input(t, 1); field(in, "request", "subtype") != "interrupt" {
+				t.Errorf("input %v", in)
+			}
+			if e := endOf(t, w.collect(turn.Session.ID, 0)); e.Signal != "SIGTERM" || e.Outcome != "interrupted" {
+				t.Errorf("end %+v", e)
+			}
+		})
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -18,17 +19,13 @@ import (
 // to resume a session whose file holds no message yet, and it refuses to begin one whose file is there. A turn may have ended
 // before either, so what to ask for is found out by looking.
 
-// resumable reports whether the session's next turn must resume (true) or begin (false) the CLI's own session. If the conversation can't
-// go on here it returns a Problem that says why.
-func (s *Sessions) resumable(ctx context.Context, sb sandbox.Sandbox, ses sandbox.Session) (bool, error) {
-	files, err := s.files(ctx, ses.Account, sb.ID)
-	if err != nil {
-		return false, err
-	}
+// transcript returns the file of the CLI's own session that the session's next process must resume; "" = it must begin it. If the
+// conversation can't go on here the error is a Problem that says why.
+func (s *Sessions) transcript(ctx context.Context, files Files, sb sandbox.Sandbox, ses sandbox.Session) (string, error) {
 	projects := path.Join(configDir(sb.Spec.Workdir), "projects")
 	dirs, err := files.ReadDir(ctx, projects)
 	if err != nil && !isNotThere(err) {
-		return false, fmt.Errorf("claude: look for the session's transcript: %w", err)
+		return "", fmt.Errorf("claude: look for the session's transcript: %w", err)
 	}
 	elsewhere := false
 	for _, dir := range dirs {
@@ -40,31 +37,31 @@ func (s *Sessions) resumable(ctx context.Context, sb sandbox.Sandbox, ses sandbo
 		switch {
 		case isNotThere(err):
 		case err != nil:
-			return false, err
+			return "", err
 		case !isProjectDir(dir.Name, sb.Spec.Workdir):
 			elsewhere = elsewhere || talk
 		case talk:
-			return true, nil
+			return name, nil
 		default: // begun and broken off before the prompt was noted: in the CLI's way, and of no use
 			if err := files.Remove(ctx, name); err != nil {
-				return false, fmt.Errorf("claude: remove an empty transcript: %w", err)
+				return "", fmt.Errorf("claude: remove an empty transcript: %w", err)
 			}
 		}
 	}
 	if elsewhere {
-		return false, &sandbox.Problem{Class: sandbox.ErrConflict, Code: "session_elsewhere", Field: "session", Detail: fmt.Sprintf(
+		return "", &sandbox.Problem{Class: sandbox.ErrConflict, Code: "session_elsewhere", Field: "session", Detail: fmt.Sprintf(
 			"This session ran in another working directory than %s, and Claude Code resumes it only there. Use a sandbox with that workdir, or begin a new session.",
 			sb.Spec.Workdir)}
 	}
 	answered, err := s.answered(ctx, ses)
 	if err != nil {
-		return false, err
+		return "", err
 	}
 	if answered {
-		return false, &sandbox.Problem{Class: sandbox.ErrConflict, Code: "transcript_missing", Field: "session",
+		return "", &sandbox.Problem{Class: sandbox.ErrConflict, Code: "transcript_missing", Field: "session",
 			Detail: "Claude Code's own transcript of this session is no longer on the volume, so it can't go on. Begin a new session."}
 	}
-	return false, nil
+	return "", nil
 }
 
 // maxTranscriptHead is how far into a transcript the first message is looked for. The first prompt may be long.
@@ -113,7 +110,7 @@ func isProjectDir(name, workdir string) bool {
 	return name == want
 }
 
-// answered reports whether the model has ever said something in this session.
+// answered reports whether the model has ever said something in this session, under the name that the CLI has for it now.
 func (s *Sessions) answered(ctx context.Context, ses sandbox.Session) (bool, error) {
 	var after int64
 	for {
@@ -122,7 +119,7 @@ func (s *Sessions) answered(ctx context.Context, ses sandbox.Session) (bool, err
 			return false, err
 		}
 		for _, ev := range evs {
-			if ev.Kind == sandbox.SessionLine && lineType(ev.Data) == "assistant" {
+			if ev.Kind == sandbox.SessionLine && prefixType(ev.Data) == "assistant" && answers(ev.Data, ses.UUID) {
 				return true, nil
 			}
 			after = ev.Seq
@@ -131,4 +128,15 @@ func (s *Sessions) answered(ctx context.Context, ses sandbox.Session) (bool, err
 			return false, nil
 		}
 	}
+}
+
+// answers reports whether a line is an answer of the model in the CLI's session uuid. What the CLI says by itself is none.
+func answers(line []byte, uuid string) bool {
+	var l struct {
+		SessionID string `json:"session_id"`
+		Message   struct {
+			Model string `json:"model"`
+		} `json:"message"`
+	}
+	return json.Unmarshal(line, &l) == nil && (l.SessionID == "" || l.SessionID == uuid) && l.Message.Model != "<synthetic>"
 }

@@ -60,6 +60,7 @@ func (s *Server) routes() http.Handler {
 			return nil, req.Context().Err()
 		}
 	}))
+	handle("GET /v1/runs/{id}/cpu", s.onRun(func(_ *http.Request, r *run) (any, error) { return r.cpu(), nil }))
 	handle("POST /v1/runs/{id}/signal", s.postSignal)
 	handle("POST /v1/runs/{id}/resize", s.postResize)
 	handle("POST /v1/runs/{id}/stdin", s.postStdin)

@@ -14,6 +14,7 @@ type process struct {
 	pid, parent, group, session int
 
 	resident int64  // bytes of memory that it has in use
+	ticks    int64  // of the clock that it and its ended children have used, a hundred to the second
 	began    string // its start time, which with the pid names it for good
 	dead     bool   // a zombie
 }
@@ -57,6 +58,11 @@ func parseStat(b []byte) (process, bool) {
 	}
 	p.dead = f[0][0] == 'Z' || f[0][0] == 'X'
 	p.began = string(f[19])
+	for _, field := range f[11:15] { // user and system time, its own and that of children it has waited for
+		if n, err := strconv.ParseInt(string(field), 10, 64); err == nil {
+			p.ticks += n
+		}
+	}
 	if len(f) > 21 {
 		if pages, err := strconv.ParseInt(string(f[21]), 10, 64); err == nil {
 			p.resident = pages * int64(os.Getpagesize())

@@ -18,6 +18,8 @@ const (
 	PrefixKey     = "key_"
 	PrefixImage   = "img_"
 	PrefixSecret  = "sec_"
+	PrefixTurn    = "trn_"
+	PrefixAsk     = "prm_"
 )
 
 // NewID returns a fresh ID with prefix, one of the Prefix constants.

@@ -147,14 +147,18 @@ type RunFilter struct {
 
 // Session is a conversation with Claude: an ordered log of events. It may span runs and sandboxes.
 type Session struct {
-	ID        string
-	Account   string
-	Sandbox   ID     // where its last turn ran
-	Volume    string // where Claude keeps its own transcript; a session can only go on there
-	Title     string // the beginning of the first prompt
-	UUID      string // the CLI's name for it, chosen by us
-	Turns     int    // prompts sent so far
-	LastSeq   int64
+	ID      string
+	Account string
+	Sandbox ID     // where its last turn ran
+	Volume  string // where Claude keeps its own transcript; a session can only go on there
+	Title   string // the beginning of the first prompt
+	UUID    string // the CLI's name for it, chosen by us
+	Turns   int    // prompts sent so far
+	LastSeq int64
+
+	Model          string // for turns that don't say; "" = the CLI's default
+	PermissionMode string // for turns that don't say
+
 	CreatedAt time.Time
 	UpdatedAt time.Time
 }
@@ -167,7 +171,11 @@ const (
 	SessionPrompt  SessionEventKind = "prompt"  // Data: {"type":"prompt","text":…,"run":…}
 	SessionLine    SessionEventKind = "line"    // Data: one line as the CLI wrote it
 	SessionPartial SessionEventKind = "partial" // like SessionLine, a stream_event: superseded by a later line, not persisted
-	SessionEnd     SessionEventKind = "end"     // Data: {"type":"end","run":…,"state":…,"exit_code":…,"signal":…,"reason":…}
+	SessionEnd     SessionEventKind = "end"     // of a turn. Data: {"type":"end","turn":…,"run":…,"state":…,"exit_code":…,"signal":…,"reason":…}
+	SessionAsk     SessionEventKind = "ask"     // Claude waits for a decision. Data: the ask
+	SessionAnswer  SessionEventKind = "answer"  // what became of an ask. Data: the same
+	SessionQueue   SessionEventKind = "queue"   // the turns that wait have changed. Data: {"type":"queue","change":…,"turn":…}
+	SessionNotice  SessionEventKind = "notice"  // something that a person should know. Data: {"type":"sandlot","subtype":…}
 )
 
 // SessionEvent is one entry of a session's log. Seq grows by one within the session; partials use up numbers too,
@@ -175,7 +183,9 @@ const (
 type SessionEvent struct {
 	Seq  int64
 	Run  string
+	Turn string // "" = it came between turns
 	Kind SessionEventKind
 	Data []byte // JSON, or a non-JSON line of the CLI
 	At   time.Time
+	Live bool // not persisted, as a partial
 }

@@ -2,7 +2,6 @@ package server
 
 import (
 	"encoding/base64"
-	"encoding/json"
 	"fmt"
 	"math"
 	"strings"
@@ -10,7 +9,6 @@ import (
 	"unicode/utf8"
 
 	"github.com/sandlot-dev/sandlot/api"
-	"github.com/sandlot-dev/sandlot/internal/claude"
 	"github.com/sandlot-dev/sandlot/internal/guest"
 	"github.com/sandlot-dev/sandlot/internal/lifecycle"
 	"github.com/sandlot-dev/sandlot/internal/sandbox"
@@ -124,29 +122,6 @@ func fromOutput(f guest.Frame) api.Output {
 	}
 	if !utf8.Valid(f.Data) {
 		out.Data, out.Encoding = base64.StdEncoding.EncodeToString(f.Data), "base64"
-	}
-	return out
-}
-
-func toPrompt(id string, in api.Prompt) claude.Prompt {
-	return claude.Prompt{
-		Sandbox: sandbox.ID(id), Session: in.Session, Text: in.Prompt, Model: in.Model, PermissionMode: in.PermissionMode,
-	}
-}
-
-func fromSession(s sandbox.Session, busy bool) api.Session {
-	return api.Session{
-		ID: s.ID, Title: s.Title, Sandbox: string(s.Sandbox), VolumeID: s.Volume, Turns: s.Turns, Busy: busy, LastSeq: s.LastSeq,
-		CreatedAt: s.CreatedAt.UTC(), UpdatedAt: s.UpdatedAt.UTC(),
-	}
-}
-
-func fromSessionEvent(e sandbox.SessionEvent) api.SessionEvent {
-	out := api.SessionEvent{Seq: e.Seq, Run: e.Run, Kind: string(e.Kind), At: e.At.UTC()}
-	if json.Valid(e.Data) {
-		out.Data = json.RawMessage(e.Data)
-	} else {
-		out.Data = text(e.Data)
 	}
 	return out
 }

@@ -157,6 +157,9 @@ func schemaName(t reflect.Type, hint string) string {
 	if t == reflect.TypeFor[problem]() {
 		return "Problem"
 	}
+	if t == reflect.TypeFor[api.Problem]() || t == reflect.TypeFor[*api.Problem]() { // the same, on a socket
+		return "SocketProblem"
+	}
 	return huma.DefaultSchemaNamer(t, hint)
 }
 

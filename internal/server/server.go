@@ -52,9 +52,16 @@ type Manager interface {
 type Sessions interface {
 	Prompt(ctx context.Context, account string, p claude.Prompt) (claude.Turn, error)
 	Events(ctx context.Context, account, session string, after int64, follow bool) iter.Seq2[sandbox.SessionEvent, error]
-	Session(ctx context.Context, account, id string) (ses sandbox.Session, busy bool, err error)
-	Sessions(ctx context.Context, account string) ([]claude.Listed, error)
+	Session(ctx context.Context, account, id string) (claude.State, error)
+	Sessions(ctx context.Context, account string) ([]claude.State, error)
+	Update(ctx context.Context, account, session string, ch claude.Change) (claude.State, error)
 	Interrupt(ctx context.Context, account, session string) error
+	Turn(ctx context.Context, account, session, id string) (sandbox.Turn, error)
+	EditTurn(ctx context.Context, account, session, id, text, by string) (sandbox.Turn, error)
+	CancelTurn(ctx context.Context, account, session, id, by string) (sandbox.Turn, error)
+	Asks(ctx context.Context, account, session string, pendingOnly bool) ([]sandbox.Ask, error)
+	Ask(ctx context.Context, account, session, id string) (sandbox.Ask, error)
+	Answer(ctx context.Context, account, session, id string, d claude.Decision) (sandbox.Ask, error)
 }
 
 // Store is what the server needs of store.Store.

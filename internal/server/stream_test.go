@@ -294,13 +294,18 @@ func talk(run sandbox.Run) (*stubSessions, *stubManager) {
 	ses := sandbox.Session{ID: "ses_1", Account: "a", Title: "Hi", Turns: 1, LastSeq: 5}
 	log := []sandbox.SessionEvent{
 		{Seq: 1, Run: "run_0", Kind: sandbox.SessionEnd, Data: []byte(`{"type":"end"}`)},
-		{Seq: 2, Run: run.ID, Kind: sandbox.SessionPrompt, Data: []byte(`{"type":"prompt","text":"Hi"}`)},
-		{Seq: 3, Run: run.ID, Kind: sandbox.SessionPartial, Data: []byte(`{"type":"stream_event","n": 1}`)},
-		{Seq: 4, Run: run.ID, Kind: sandbox.SessionLine, Data: []byte(`not JSON`)},
-		{Seq: 5, Run: run.ID, Kind: sandbox.SessionEnd, Data: []byte(`{"type":"end"}`)},
+		{Seq: 2, Run: run.ID, Turn: "trn_1", Kind: sandbox.SessionPrompt, Data: []byte(`{"type":"prompt","text":"Hi"}`)},
+		{Seq: 3, Run: run.ID, Turn: "trn_1", Kind: sandbox.SessionPartial, Data: []byte(`{"type":"stream_event","n": 1}`)},
+		{Seq: 4, Run: run.ID, Turn: "trn_1", Kind: sandbox.SessionLine, Data: []byte(`not JSON`)},
+		{Seq: 5, Run: run.ID, Turn: "trn_1", Kind: sandbox.SessionEnd, Data: []byte(`{"type":"end"}`)},
+	}
+	turn := sandbox.Turn{ID: "trn_1", Account: "a", Session: "ses_1", Sandbox: live, Run: run.ID, State: sandbox.TurnFailed}
+	if run.ExitCode != nil && *run.ExitCode == 0 {
+		turn.State = sandbox.TurnDone
 	}
 	return &stubSessions{
-			prompt: func(claude.Prompt) (claude.Turn, error) { return claude.Turn{Session: ses, Run: run, After: 1}, nil },
+			turn:   turn,
+			prompt: func(claude.Prompt) (claude.Turn, error) { return claude.Turn{Session: ses, Turn: turn, Run: run, After: 1}, nil },
 			events: func(ctx context.Context, _ string, after int64, follow bool) iter.Seq2[sandbox.SessionEvent, error] {
 				return func(yield func(sandbox.SessionEvent, error) bool) {
 					for _, e := range log {
@@ -333,6 +338,7 @@ func TestPromptStreamsTheCLIsLines(t *testing.T) {
 		"timeout":  {sandbox.Run{State: sandbox.RunTimeout}, "run_timeout"},
 		"oom":      {sandbox.Run{State: sandbox.RunOOM, Signal: "SIGKILL"}, "run_oom"},
 		"lost":     {sandbox.Run{State: sandbox.RunLost, Reason: "the sandbox ended."}, "run_lost"},
+		"goes on":  {sandbox.Run{State: sandbox.RunRunning}, "turn_failed"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -349,7 +355,7 @@ func TestPromptStreamsTheCLIsLines(t *testing.T) {
 				got = append(got, e.ID+" "+e.Name+" "+e.Data)
 			}
 			want := []string{
-				`2 session {"type":"session","session":"ses_1","run":"run_1","sandbox":""}`,
+				`2 session {"type":"session","session":"ses_1","run":"run_1","sandbox":"` + live + `","turn":"trn_1","queued":false}`,
 				`3 message {"type":"stream_event","n": 1}`, `4 message not JSON`,
 			}
 			if !slices.Equal(got, want) || code != tt.code {

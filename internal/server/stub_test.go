@@ -139,11 +139,16 @@ func (m *stubManager) Signal(_ context.Context, _, run, sig string) error {
 	return m.signal(run, sig)
 }
 
+type otherSessions = server.Sessions
+
 // stubSessions is the same for sessions.
 type stubSessions struct {
+	otherSessions // what no test needs
+
 	prompt func(claude.Prompt) (claude.Turn, error)
 	events func(ctx context.Context, session string, after int64, follow bool) iter.Seq2[sandbox.SessionEvent, error]
 	get    func(id string) (sandbox.Session, bool, error)
+	turn   sandbox.Turn
 }
 
 func (s *stubSessions) Prompt(_ context.Context, _ string, p claude.Prompt) (claude.Turn, error) {
@@ -160,21 +165,30 @@ func (s *stubSessions) Events(ctx context.Context, _, session string, after int6
 	return s.events(ctx, session, after, follow)
 }
 
-func (s *stubSessions) Session(_ context.Context, _, id string) (sandbox.Session, bool, error) {
+func (s *stubSessions) Session(_ context.Context, _, id string) (claude.State, error) {
 	if s.get == nil {
-		return sandbox.Session{}, false, errUnexpected
+		return claude.State{}, errUnexpected
 	}
-	return s.get(id)
+	ses, busy, err := s.get(id)
+	st := claude.State{Session: ses, Activity: claude.Idle}
+	if busy {
+		st.Activity = claude.Working
+	}
+	return st, err
 }
 
-func (s *stubSessions) Sessions(ctx context.Context, _ string) ([]claude.Listed, error) {
-	ses, busy, err := s.Session(ctx, "", "ses_1")
-	return []claude.Listed{{Session: ses, Busy: busy}}, err
+func (s *stubSessions) Sessions(ctx context.Context, _ string) ([]claude.State, error) {
+	st, err := s.Session(ctx, "", "ses_1")
+	return []claude.State{st}, err
 }
 
 func (s *stubSessions) Interrupt(ctx context.Context, _, session string) error {
-	_, _, err := s.Session(ctx, "", session)
+	_, err := s.Session(ctx, "", session)
 	return err
+}
+
+func (s *stubSessions) Turn(context.Context, string, string, string) (sandbox.Turn, error) {
+	return s.turn, nil
 }
 
 // rig is a server over stubs and a real store.

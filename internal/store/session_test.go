@@ -83,13 +83,25 @@ func event(seq int64, run string, kind sandbox.SessionEventKind, data string) sa
 	return sandbox.SessionEvent{Seq: seq, Run: run, Kind: kind, Data: []byte(data)}
 }
 
+// begin is the write that begins a run of ses and records ev.
+func begin(ses sandbox.Session, run sandbox.Run, ev sandbox.SessionEvent) sandbox.SessionWrite {
+	ses.Turns++
+	ses.Sandbox = run.Sandbox
+	return sandbox.SessionWrite{Session: ses.ID, Update: &ses, Begin: &run, Events: []sandbox.SessionEvent{ev}}
+}
+
+// lines is the write of a run's output.
+func lines(session string, evs []sandbox.SessionEvent, run string, mirrored int64) sandbox.SessionWrite {
+	return sandbox.SessionWrite{Session: session, Events: evs, Run: run, Mirrored: mirrored}
+}
+
 func TestSessionsAreListedByUse(t *testing.T) {
 	t.Parallel()
 	s := open(t)
 	sb := admit(t, s, account(t, s, "a"), nil)
 	first, second := newSession(t, s, sb), newSession(t, s, sb)
 	run := newRun(sb)
-	if err := s.BeginTurn(t.Context(), first, run, event(1, run.ID, sandbox.SessionPrompt, `{}`)); err != nil {
+	if err := s.WriteSession(t.Context(), begin(first, run, event(1, run.ID, sandbox.SessionPrompt, `{}`))); err != nil {
 		t.Fatal(err)
 	}
 	all := must[[]sandbox.Session](t)(s.Sessions(t.Context(), sb.Account, 0))
@@ -104,7 +116,7 @@ func TestSessionsAreListedByUse(t *testing.T) {
 	wantClass(t, s.InsertSession(t.Context(), first), sandbox.ErrConflict)
 }
 
-func TestBeginTurn(t *testing.T) {
+func TestBeginARun(t *testing.T) {
 	t.Parallel()
 	s := open(t)
 	ctx := t.Context()
@@ -119,7 +131,7 @@ func TestBeginTurn(t *testing.T) {
 	for range 8 {
 		wg.Go(func() {
 			run := newRun(sb)
-			err := s.BeginTurn(ctx, ses, run, event(1, run.ID, sandbox.SessionPrompt, `{"type":"prompt"}`))
+			err := s.WriteSession(ctx, begin(ses, run, event(1, run.ID, sandbox.SessionPrompt, `{"type":"prompt"}`)))
 			if err == nil {
 				won.Store(run)
 				wins.Add(1)
@@ -143,7 +155,7 @@ func TestBeginTurn(t *testing.T) {
 
 	// While it runs there is no other, though its number is free.
 	next := newRun(sb)
-	wantClass(t, s.BeginTurn(ctx, got, next, event(2, next.ID, sandbox.SessionPrompt, `{}`)), sandbox.ErrConflict)
+	wantClass(t, s.WriteSession(ctx, begin(got, next, event(2, next.ID, sandbox.SessionPrompt, `{}`))), sandbox.ErrConflict)
 	if again := must[sandbox.Session](t)(s.Session(ctx, acc, ses.ID)); again != got {
 		t.Errorf("a refused turn left something: %+v", again)
 	}
@@ -151,13 +163,13 @@ func TestBeginTurn(t *testing.T) {
 	if err := s.EndRun(ctx, run); err != nil {
 		t.Fatal(err)
 	}
-	wantClass(t, s.BeginTurn(ctx, got, next, event(1, next.ID, sandbox.SessionPrompt, `{}`)), sandbox.ErrConflict)
-	if err := s.BeginTurn(ctx, got, next, event(2, next.ID, sandbox.SessionPrompt, `{}`)); err != nil {
+	wantClass(t, s.WriteSession(ctx, begin(got, next, event(1, next.ID, sandbox.SessionPrompt, `{}`))), sandbox.ErrConflict)
+	if err := s.WriteSession(ctx, begin(got, next, event(2, next.ID, sandbox.SessionPrompt, `{}`))); err != nil {
 		t.Error(err)
 	}
 	none := ses
 	none.ID = "ses_none"
-	wantClass(t, s.BeginTurn(ctx, none, newRun(sb), event(1, "", sandbox.SessionPrompt, `{}`)), sandbox.ErrNotFound)
+	wantClass(t, s.WriteSession(ctx, begin(none, newRun(sb), event(1, "", sandbox.SessionPrompt, `{}`))), sandbox.ErrNotFound)
 }
 
 func TestAppendSessionEventsExactlyOnce(t *testing.T) {
@@ -166,12 +178,12 @@ func TestAppendSessionEventsExactlyOnce(t *testing.T) {
 	ctx := t.Context()
 	sb := admit(t, s, account(t, s, "a"), nil)
 	ses, run := newSession(t, s, sb), newRun(sb)
-	if err := s.BeginTurn(ctx, ses, run, event(1, run.ID, sandbox.SessionPrompt, `{}`)); err != nil {
+	if err := s.WriteSession(ctx, begin(ses, run, event(1, run.ID, sandbox.SessionPrompt, `{}`))); err != nil {
 		t.Fatal(err)
 	}
 	line := func(seq int64) sandbox.SessionEvent { return event(seq, run.ID, sandbox.SessionLine, "not \xff JSON") }
 	partial := event(3, run.ID, sandbox.SessionPartial, `{}`)
-	if err := s.AppendSessionEvents(ctx, ses.ID, []sandbox.SessionEvent{line(2), partial, line(4)}, run.ID, 100); err != nil {
+	if err := s.WriteSession(ctx, lines(ses.ID, []sandbox.SessionEvent{line(2), partial, line(4)}, run.ID, 100)); err != nil {
 		t.Fatal(err)
 	}
 	for name, c := range map[string]struct {
@@ -190,7 +202,7 @@ func TestAppendSessionEventsExactlyOnce(t *testing.T) {
 		"another session":  {newSession(t, s, sb).ID, []sandbox.SessionEvent{line(5)}, run.ID, 120, sandbox.ErrConflict},
 	} {
 		t.Run(name, func(t *testing.T) {
-			wantClass(t, s.AppendSessionEvents(ctx, c.session, c.evs, c.run, c.mirrored), c.class)
+			wantClass(t, s.WriteSession(ctx, lines(c.session, c.evs, c.run, c.mirrored)), c.class)
 			got := must[sandbox.Run](t)(s.Run(ctx, "", run.ID))
 			evs := must[[]sandbox.SessionEvent](t)(s.SessionEvents(ctx, ses.ID, 0, 0))
 			if got.Mirrored != 100 || len(evs) != 3 {
@@ -198,10 +210,10 @@ func TestAppendSessionEventsExactlyOnce(t *testing.T) {
 			}
 		})
 	}
-	if err := s.AppendSessionEvents(ctx, ses.ID, nil, run.ID, 130); err != nil {
+	if err := s.WriteSession(ctx, lines(ses.ID, nil, run.ID, 130)); err != nil {
 		t.Error(err)
 	}
-	if err := s.AppendSessionEvents(ctx, ses.ID, []sandbox.SessionEvent{{Seq: 5, Run: run.ID, Kind: sandbox.SessionEnd}}, "", 0); err != nil {
+	if err := s.WriteSession(ctx, lines(ses.ID, []sandbox.SessionEvent{{Seq: 5, Run: run.ID, Kind: sandbox.SessionEnd}}, "", 0)); err != nil {
 		t.Error(err)
 	}
 	var seqs []int64

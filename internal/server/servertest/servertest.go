@@ -27,11 +27,24 @@ import (
 	"github.com/sandlot-dev/sandlot/internal/vault"
 )
 
-// EchoCLI stands in for Claude Code: it says init, what it was asked, and that it is done.
-const EchoCLI = `read -r prompt
-echo '{"type":"system","subtype":"init"}'
-echo "{\"type\":\"assistant\",\"text\":\"You said $prompt\"}"
-echo '{"type":"result","subtype":"success","is_error":false}'
+// EchoCLI stands in for Claude Code: to each prompt it says init, what it was asked, and that it is done. To the prompt "ask" it asks for a
+// permission first, and says what it got.
+const EchoCLI = `while read -r line; do
+	case $line in *'"type":"user"'*) ;; *) continue ;; esac
+	prompt=${line#*'"text":"'}
+	prompt=${prompt%%'"'*}
+	echo '{"type":"system","subtype":"init"}'
+	if [ "$prompt" = ask ]; then
+		echo '{"type":"control_request","request_id":"r1","request":{"subtype":"can_use_tool","tool_name":"Bash","input":{"command":"ls"},"tool_use_id":"toolu_1"}}'
+		while read -r line; do
+			case $line in *'"request_id":"r1"'*) break ;; esac
+		done
+		prompt="ask, and got ${line##*'"behavior":"'}"
+		prompt=${prompt%%'"'*}
+	fi
+	echo "{\"type\":\"assistant\",\"text\":\"You said $prompt\"}"
+	echo '{"type":"result","subtype":"success","is_error":false}'
+done
 `
 
 // PreviewHost is below which a Server's previews are. Nobody resolves it: send it as the Host of requests to Server.URL.
