@@ -42,6 +42,9 @@ type config struct {
 	RunRetention time.Duration // for which the output of runs is kept
 	RunOutputMiB int64         // of all output that is kept of an account
 
+	SessionIdle   time.Duration // for which Claude's process is kept without a turn
+	PromptTimeout time.Duration // after which what Claude asks is denied
+
 	// Secrets come from the environment only: arguments are there for everybody to see.
 	AdminKey     string
 	AnthropicKey string
@@ -67,6 +70,8 @@ func (c *config) serveFlags(cmd *cobra.Command) {
 	f.StringVar(&c.PreviewHost, "preview-host", "", "`host` below which previews of sandboxes are, [https://]NAME[:PORT]; *.NAME must lead here "+
 		"(SANDLOT_PREVIEW_HOST; default localhost:PORT when listening on loopback, else none)")
 	f.BoolVar(&c.DemoModel, "demo-model", false, "answer from a script instead of a model (SANDLOT_DEMO_MODEL=1)")
+	f.DurationVar(&c.SessionIdle, "session-idle", 10*time.Minute, "how long Claude's process is kept without a turn (SANDLOT_SESSION_IDLE)")
+	f.DurationVar(&c.PromptTimeout, "prompt-timeout", 30*time.Minute, "after which what Claude asks a person is denied (SANDLOT_PROMPT_TIMEOUT)")
 	f.DurationVar(&c.MaxSuspended, "max-suspended", 30*24*time.Hour, "how long a sandbox may be suspended before it ends (SANDLOT_MAX_SUSPENDED)")
 	f.TextVar(&c.OpenSubnet, "open-subnet", local.DefaultOpenSubnet,
 		"private IPv4 addresses, used by nobody else, for sandboxes with network mode open (SANDLOT_OPEN_SUBNET)")
@@ -112,12 +117,22 @@ func (c *config) fill(cmd *cobra.Command, environ []string) error {
 	text("database", "SANDLOT_DATABASE", &c.Database)
 	text("toolkit", "SANDLOT_TOOLKIT", &c.Toolkit)
 	text("listen", "SANDLOT_LISTEN", &c.Listen)
-	if v := env["SANDLOT_MAX_SUSPENDED"]; v != "" && !cmd.Flags().Changed("max-suspended") {
-		d, err := time.ParseDuration(v)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("SANDLOT_MAX_SUSPENDED=%q: use a time like 720h", v))
+	span := func(flag, name string, dst *time.Duration) {
+		if v := env[name]; v != "" && !cmd.Flags().Changed(flag) {
+			d, err := time.ParseDuration(v)
+			if err != nil {
+				errs = append(errs, fmt.Errorf("%s=%q: use a time like 10m or 720h", name, v))
+			}
+			*dst = d
 		}
-		c.MaxSuspended = d
+	}
+	span("max-suspended", "SANDLOT_MAX_SUSPENDED", &c.MaxSuspended)
+	span("session-idle", "SANDLOT_SESSION_IDLE", &c.SessionIdle)
+	span("prompt-timeout", "SANDLOT_PROMPT_TIMEOUT", &c.PromptTimeout)
+	for flag, d := range map[string]time.Duration{"session-idle": c.SessionIdle, "prompt-timeout": c.PromptTimeout} {
+		if d < time.Second {
+			errs = append(errs, fmt.Errorf("--%s: %v is less than a second", flag, d))
+		}
 	}
 	if c.MaxSuspended < 0 {
 		errs = append(errs, fmt.Errorf("--max-suspended: %v is below 0", c.MaxSuspended))

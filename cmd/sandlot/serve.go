@@ -125,7 +125,7 @@ func serve(ctx context.Context, cfg config, log *slog.Logger, stdout io.Writer) 
 	if err != nil {
 		return err
 	}
-	sessions := claude.NewSessions(claude.Config{Runner: mgr, Store: st, Log: log})
+	sessions := claude.NewSessions(claude.Config{Runner: mgr, Store: st, Log: log, Idle: cfg.SessionIdle, PromptTimeout: cfg.PromptTimeout})
 
 	access, err := firstAccess(ctx, cfg, st)
 	if err != nil {
