@@ -56,6 +56,9 @@ func (c *conv) state() State {
 
 // Session returns one session of account and how it stands.
 func (s *Sessions) Session(ctx context.Context, account, id string) (State, error) {
+	if err := s.waitReady(ctx); err != nil {
+		return State{}, err
+	}
 	ses, err := s.store.Session(ctx, account, id)
 	if err != nil {
 		return State{}, err
@@ -84,6 +87,9 @@ const maxSessions = 200
 
 // Sessions lists the account's sessions, the one last used first.
 func (s *Sessions) Sessions(ctx context.Context, account string) ([]State, error) {
+	if err := s.waitReady(ctx); err != nil {
+		return nil, err
+	}
 	all, err := s.store.Sessions(ctx, account, maxSessions)
 	if err != nil {
 		return nil, err

@@ -304,8 +304,10 @@ func talk(run sandbox.Run) (*stubSessions, *stubManager) {
 		turn.State = sandbox.TurnDone
 	}
 	return &stubSessions{
-			turn:   turn,
-			prompt: func(claude.Prompt) (claude.Turn, error) { return claude.Turn{Session: ses, Turn: turn, Run: run, After: 1}, nil },
+			turn: turn,
+			prompt: func(claude.Prompt) (claude.Turn, error) {
+				return claude.Turn{Session: ses, Turn: turn, Run: run, After: 1}, nil
+			},
 			events: func(ctx context.Context, _ string, after int64, follow bool) iter.Seq2[sandbox.SessionEvent, error] {
 				return func(yield func(sandbox.SessionEvent, error) bool) {
 					for _, e := range log {
