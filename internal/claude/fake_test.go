@@ -238,6 +238,7 @@ type fakeRunner struct {
 	mute    bool    // writes to stdin are not taken
 	fails   []error // of the next reads of output, each once
 	onStart func()
+	onRun   func(*fakeRun)
 	cpu     time.Duration // used so far
 	use     time.Duration // between two looks
 }
@@ -264,6 +265,9 @@ func (r *fakeRunner) StartRun(ctx context.Context, run sandbox.Run, cmd guest.Co
 	r.mu.Lock()
 	r.runs[run.ID] = f
 	r.mu.Unlock()
+	if r.onRun != nil {
+		r.onRun(f)
+	}
 	if r.onStart != nil {
 		r.onStart()
 	}

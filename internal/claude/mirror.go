@@ -371,9 +371,10 @@ func (c *conv) end(ctx context.Context, p *process, run sandbox.Run, whole bool)
 	}
 	if t := c.turn; t != nil && t.Run == p.Run {
 		if resumed && !whole && startsAgain(t, run, p) {
-			t.Run, t.State, t.tries = "", sandbox.TurnQueued, t.tries+1
-			c.batch.Turns = append(c.batch.Turns, t.Turn)
-			c.queue = slices.Insert(c.queue, 0, t)
+			anew := newTurn(t.Turn)
+			anew.Run, anew.State, anew.tries = "", sandbox.TurnQueued, t.tries+1
+			c.batch.Turns = append(c.batch.Turns, anew.Turn)
+			c.queue = slices.Insert(c.queue, 0, anew)
 			c.turn = nil
 		} else {
 			c.died(p, run)
