@@ -301,7 +301,7 @@ func (c *conv) writeInputs(ctx context.Context, p *process) {
 		in := p.inputs[0]
 		c.mu.Unlock()
 		short, cancel := context.WithTimeout(ctx, inputLimit)
-		err = c.s.runner.WriteStdin(short, p.run.Account, p.Run, in.At, in.Data, in.Close)
+		_, err = c.s.runner.WriteStdin(short, p.run, in.At, in.Data, in.Close)
 		cancel()
 		if err == nil {
 			err = c.s.store.InputWritten(ctx, in)

@@ -92,8 +92,12 @@ func (r mortalRunner) StartRun(ctx context.Context, run sandbox.Run, cmd guest.C
 	return out, err
 }
 
-func (r mortalRunner) WriteStdin(ctx context.Context, account, run string, at int64, data []byte, last bool) error {
-	return r.do(func() error { return r.fakeRunner.WriteStdin(ctx, account, run, at, data, last) })
+func (r mortalRunner) WriteStdin(ctx context.Context, run sandbox.Run, at int64, data []byte, last bool) (taken int64, err error) {
+	err = r.do(func() error {
+		taken, err = r.fakeRunner.WriteStdin(ctx, run, at, data, last)
+		return err
+	})
+	return taken, err
 }
 
 func (r mortalRunner) Output(ctx context.Context, run sandbox.Run, offset int64) iter.Seq2[guest.Frame, error] {

@@ -326,10 +326,10 @@ func (r *fakeRunner) Signal(_ context.Context, _, run, signal string) error {
 }
 
 // WriteStdin takes input exactly once, as the guest does.
-func (r *fakeRunner) WriteStdin(_ context.Context, _, run string, at int64, data []byte, last bool) error {
-	f := r.get(run)
+func (r *fakeRunner) WriteStdin(_ context.Context, run sandbox.Run, at int64, data []byte, last bool) (int64, error) {
+	f := r.get(run.ID)
 	if f == nil {
-		return &sandbox.Problem{Class: sandbox.ErrNotFound, Code: "no_such_run", Detail: "There is no such run."}
+		return 0, &sandbox.Problem{Class: sandbox.ErrNotFound, Code: "no_such_run", Detail: "There is no such run."}
 	}
 	r.mu.Lock()
 	mute := r.mute
@@ -338,11 +338,11 @@ func (r *fakeRunner) WriteStdin(_ context.Context, _, run string, at int64, data
 	defer f.mu.Unlock()
 	switch count := int64(len(f.stdin)); {
 	case f.run.State != sandbox.RunRunning:
-		return &sandbox.Problem{Class: sandbox.ErrState, Code: "run_ended", Detail: "It has ended."}
+		return 0, &sandbox.Problem{Class: sandbox.ErrState, Code: "run_ended", Detail: "It has ended."}
 	case mute:
-		return errors.New("it can't be written")
+		return 0, errors.New("it can't be written")
 	case at > count:
-		return &sandbox.Problem{Class: sandbox.ErrState, Code: "stdin_gap", Detail: "There is a gap."}
+		return 0, &sandbox.Problem{Class: sandbox.ErrState, Code: "stdin_gap", Detail: "There is a gap."}
 	case at+int64(len(data)) > count:
 		fresh := data[count-at:]
 		f.stdin = append(f.stdin, fresh...)
@@ -356,7 +356,7 @@ func (r *fakeRunner) WriteStdin(_ context.Context, _, run string, at int64, data
 	f.closed = f.closed || last
 	close(f.typed)
 	f.typed = make(chan struct{})
-	return nil
+	return at + int64(len(data)), nil
 }
 
 func (r *fakeRunner) setEnded(err error) {

@@ -24,7 +24,7 @@ type Runner interface {
 	Signal(ctx context.Context, account, run, signal string) error
 
 	// WriteStdin writes data to a run's input, of which at bytes came before; what was written there already is not written again.
-	WriteStdin(ctx context.Context, account, run string, at int64, data []byte, last bool) error
+	WriteStdin(ctx context.Context, run sandbox.Run, at int64, b []byte, closeAfter bool) (taken int64, err error)
 	// CPUTime is how much of the processor a run's processes have used.
 	CPUTime(ctx context.Context, account, run string) (time.Duration, error)
 }
