@@ -67,9 +67,7 @@ func (s *Server) routes() http.Handler {
 	handle("GET /v1/runs/{id}/output", s.getOutput)
 	handle("GET /v1/ports", func(http.ResponseWriter, *http.Request) (any, error) { return s.ports(), nil })
 	handle("POST /v1/ports/{port}/connect", s.postConnect)
-	handle("GET /v1/files", s.getFile)
-	handle("PUT /v1/files", s.putFile)
-	handle("DELETE /v1/files", s.deleteFile)
+	s.fileRoutes(handle)
 	return mux
 }
 
@@ -254,21 +252,29 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 		status, b = 500, []byte(`{"status":500,"code":"internal","detail":"the answer can't be encoded"}`)
 	}
 	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(len(b)))
 	w.WriteHeader(status)
 	_, _ = w.Write(b) // the host has gone, and learns it by itself
 }
 
-// writeError answers with err as an Error. It reads the rest of the request first: a host that is still sending would see
-// a broken stream instead of the answer.
+// writeError answers with err as an Error. Then it reads the rest of the request: a host that is still sending would see
+// a broken stream instead of the answer. The host hangs up once it has the answer, however much there is left.
 func writeError(w http.ResponseWriter, r *http.Request, err error) {
 	if r.Context().Err() != nil {
 		panic(http.ErrAbortHandler)
 	}
-	_, _ = io.Copy(io.Discard, r.Body) // only to be polite
 	e, ok := errors.AsType[*Error](err)
 	if !ok {
 		e = &Error{Status: 500, Code: "internal", Detail: err.Error()}
 	}
+	rc := http.NewResponseController(w)
+	if rc.EnableFullDuplex() == nil {
+		writeJSON(w, e.Status, e)
+		_ = rc.Flush() // the host has gone, and learns it by itself
+		_, _ = io.Copy(io.Discard, r.Body)
+		return
+	}
+	_, _ = io.Copy(io.Discard, r.Body) // only to be polite
 	writeJSON(w, e.Status, e)
 }
 
@@ -296,8 +302,10 @@ func fileError(err error, path string) *Error {
 		e.Code = "permission_denied"
 	case is(syscall.EROFS):
 		e.Code = "read_only"
-	case is(syscall.ENOTEMPTY, syscall.EEXIST):
+	case is(syscall.ENOTEMPTY):
 		e.Status, e.Code = 409, "not_empty"
+	case is(syscall.EEXIST):
+		e.Status, e.Code, e.Detail = 409, "exists", path+" is there already"
 	case is(syscall.EBUSY, syscall.ETXTBSY):
 		e.Status, e.Code = 409, "busy"
 	case is(syscall.ENOSPC, syscall.EDQUOT, syscall.EFBIG):

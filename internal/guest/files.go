@@ -1,33 +1,55 @@
 package guest
 
 import (
-	"cmp"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
-	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 )
 
+// The host reaches every file of the sandbox, with the guest's rights: who may call the API owns the sandbox, and nothing outside of it
+// can be named from in here. What the host writes belongs to the agent unless it says otherwise, so that the agent can go on with it.
+
 // fileHeader holds a File as JSON, beside the bytes of its content.
 const fileHeader = "Sandlot-File"
 
-// maxEntries is the most that a listing holds; a larger directory is refused rather than cut.
-const maxEntries = 20_000
+// filing is what the file API keeps.
+type filing struct {
+	mu      sync.Mutex   // held between looking at a file's version and putting another in its place
+	watches atomic.Int32 // under way
+}
 
-// cleanPath checks a path of a request.
-func cleanPath(r *http.Request) (string, error) {
-	path := r.FormValue("path")
+func (s *Server) fileRoutes(handle func(string, func(http.ResponseWriter, *http.Request) (any, error))) {
+	handle("GET /v1/files", s.getFile)
+	handle("GET /v1/files/stat", s.statFile)
+	handle("GET /v1/files/list", s.listFiles)
+	handle("GET /v1/files/tree", s.getTree)
+	handle("GET /v1/files/watch", s.watchFiles)
+	handle("PUT /v1/files", s.putFile)
+	handle("PUT /v1/files/tree", s.putTree)
+	handle("POST /v1/files/mkdir", s.makeDir)
+	handle("POST /v1/files/move", s.moveFile)
+	handle("POST /v1/files/copy", s.copyFile)
+	handle("POST /v1/files/chmod", s.chmodFile)
+	handle("DELETE /v1/files", s.deleteFile)
+}
+
+// cleanPath checks the path that a request has as a parameter.
+func cleanPath(r *http.Request, param string) (string, error) {
+	path := r.URL.Query().Get(param)
 	if !filepath.IsAbs(path) || hasNUL(path) {
-		return "", refuse("bad_path", "path", "a path must be absolute and can't hold a NUL byte")
+		return "", refuse("bad_path", param, "a path must be absolute and can't hold a NUL byte")
 	}
 	return filepath.Clean(path), nil
 }
@@ -36,147 +58,86 @@ func cleanPath(r *http.Request) (string, error) {
 func describe(path string, fi fs.FileInfo) File {
 	f := File{
 		Name: fi.Name(), Path: path, Type: "other", Size: fi.Size(),
-		Mode: uint32(fi.Mode().Perm()), ModTime: fi.ModTime().UTC(),
+		Mode: modeBits(fi.Mode()), ModTime: fi.ModTime().UTC(),
 	}
 	if path == "/" {
 		f.Name = "/"
 	}
-	for bit, special := range map[uint32]fs.FileMode{unix.S_ISUID: fs.ModeSetuid, unix.S_ISGID: fs.ModeSetgid, unix.S_ISVTX: fs.ModeSticky} {
-		if fi.Mode()&special != 0 {
-			f.Mode |= bit
-		}
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	if ok {
+		f.UID, f.GID = int(st.Uid), int(st.Gid)
 	}
 	switch {
 	case fi.Mode().IsRegular():
 		f.Type = "file"
+		if ok {
+			f.ETag = etag(st)
+		}
 	case fi.IsDir():
 		f.Type = "directory"
 	case fi.Mode()&fs.ModeSymlink != 0:
 		f.Type = "symlink"
 		f.Target, _ = os.Readlink(path) // it may have gone in between
 	}
-	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
-		f.UID, f.GID = int(st.Uid), int(st.Gid)
-	}
 	return f
 }
 
-func (s *Server) getFile(w http.ResponseWriter, r *http.Request) (any, error) {
-	path, err := cleanPath(r)
-	if err != nil {
-		return nil, err
-	}
-	switch {
-	case r.FormValue("stat") == "1":
-		fi, err := os.Lstat(path)
-		if err != nil {
-			return nil, fileError(err, path)
-		}
-		return describe(path, fi), nil
-	case r.FormValue("list") == "1":
-		return list(path)
-	}
-	// Without O_NONBLOCK the opening of a FIFO would wait for its other end.
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOCTTY, 0)
-	if errors.Is(err, syscall.ENXIO) { // a socket, or a device without a driver
-		return nil, refuse("not_a_file", "path", "%s is not a regular file", path)
-	}
-	if err != nil {
-		return nil, fileError(err, path)
-	}
-	defer f.Close() // only read from
-	fi, err := f.Stat()
-	if err != nil {
-		return nil, fileError(err, path)
-	}
-	switch {
-	case fi.IsDir():
-		return nil, refuse("is_directory", "path", "%s is a directory", path)
-	case !fi.Mode().IsRegular():
-		return nil, refuse("not_a_file", "path", "%s is not a regular file", path)
-	}
-	info, err := json.Marshal(describe(path, fi))
-	if err != nil {
-		return nil, err
-	}
-	w.Header().Set(fileHeader, string(info))
-	w.Header().Set("Content-Type", "application/octet-stream")
-	// No length: a file may grow or shrink meanwhile, and those of /proc don't tell theirs. The end of the chunks is the proof
-	// that all was read.
-	if err := http.NewResponseController(w).Flush(); err != nil {
-		panic(http.ErrAbortHandler)
-	}
-	if _, err := io.Copy(w, f); err != nil {
-		panic(http.ErrAbortHandler) // the host must not take this for the whole file
-	}
-	return nil, nil
+// etag tells versions of a file apart. The change time is in it because programs set the other one, and the inode because a file that is
+// replaced whole may have both from before.
+func etag(st *syscall.Stat_t) string {
+	return fmt.Sprintf(`"%x-%x-%x-%x"`, st.Ino, st.Size, st.Mtim.Nano(), st.Ctim.Nano())
 }
 
-// list returns what is in a directory, by name.
-func list(path string) (any, error) {
-	dir, err := os.OpenFile(path, os.O_RDONLY|syscall.O_DIRECTORY, 0)
-	if err != nil {
-		return nil, fileError(err, path)
-	}
-	defer dir.Close() // only read from
-	entries, err := dir.ReadDir(maxEntries + 1)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, fileError(err, path)
-	}
-	if len(entries) > maxEntries {
-		return nil, refuse("too_many_entries", "path", "%s holds more than %d entries", path, maxEntries)
-	}
-	files := make([]File, 0, len(entries))
-	for _, e := range entries {
-		fi, err := e.Info()
-		if err != nil {
-			continue // it has gone in between
+// modeBits are permission bits as the kernel has them.
+func modeBits(m fs.FileMode) uint32 {
+	bits := uint32(m.Perm())
+	for bit, special := range map[uint32]fs.FileMode{unix.S_ISUID: fs.ModeSetuid, unix.S_ISGID: fs.ModeSetgid, unix.S_ISVTX: fs.ModeSticky} {
+		if m&special != 0 {
+			bits |= bit
 		}
-		files = append(files, describe(filepath.Join(path, e.Name()), fi))
 	}
-	slices.SortFunc(files, func(a, b File) int { return cmp.Compare(a.Name, b.Name) })
-	return files, nil
+	return bits
 }
 
-// putFile writes a file such that everybody sees the old content or the new one, whole.
-func (s *Server) putFile(_ http.ResponseWriter, r *http.Request) (any, error) {
-	path, err := cleanPath(r)
+// File's names are bytes, and JSON has only text: where it would change them, they go along as bytes too.
+type rawNames struct {
+	Name   []byte `json:"name,omitempty"`
+	Path   []byte `json:"path,omitempty"`
+	Target []byte `json:"target,omitempty"`
+}
+
+type plainFile File
+
+type wireFile struct {
+	plainFile
+	Raw *rawNames `json:"raw,omitempty"`
+}
+
+// MarshalJSON implements json.Marshaler.
+func (f File) MarshalJSON() ([]byte, error) {
+	w := wireFile{plainFile: plainFile(f)}
+	if !utf8.ValidString(f.Name) || !utf8.ValidString(f.Path) || !utf8.ValidString(f.Target) {
+		w.Raw = &rawNames{[]byte(f.Name), []byte(f.Path), []byte(f.Target)}
+	}
+	return json.Marshal(w)
+}
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (f *File) UnmarshalJSON(b []byte) error {
+	var w wireFile
+	if err := json.Unmarshal(b, &w); err != nil {
+		return err
+	}
+	*f = File(w.plainFile)
+	if w.Raw != nil {
+		f.Name, f.Path, f.Target = string(w.Raw.Name), string(w.Raw.Path), string(w.Raw.Target)
+	}
+	return nil
+}
+
+func (s *Server) statFile(_ http.ResponseWriter, r *http.Request) (any, error) {
+	path, err := cleanPath(r, "path")
 	if err != nil {
-		return nil, err
-	}
-	var mode fs.FileMode
-	if v := r.FormValue("mode"); v != "" {
-		m, err := strconv.ParseUint(v, 8, 32)
-		if err != nil || m > 0o777 {
-			return nil, refuse("bad_mode", "mode", "%q is not a mode: octal permission bits are wanted", v)
-		}
-		mode = fs.FileMode(m)
-	}
-	uid, gid := s.cfg.AgentUID, s.cfg.AgentGID
-	if target, err := filepath.EvalSymlinks(path); err == nil {
-		path = target // write through a link, as an editor does
-	}
-	switch fi, err := os.Lstat(path); {
-	case err != nil:
-	case r.FormValue("new") == "1":
-		return nil, &Error{Status: 409, Code: "exists", Field: "path", Detail: path + " is there already"}
-	case fi.IsDir():
-		return nil, refuse("is_directory", "path", "%s is a directory", path)
-	case fi.Mode().IsRegular(): // it stays whose it is
-		if mode == 0 {
-			mode = fi.Mode().Perm()
-		}
-		if st, ok := fi.Sys().(*syscall.Stat_t); ok {
-			uid, gid = int(st.Uid), int(st.Gid)
-		}
-	}
-	if mode == 0 {
-		mode = 0o644
-	}
-	if err := s.makeDirs(filepath.Dir(path)); err != nil {
-		return nil, fileError(err, path)
-	}
-	if err := replace(path, r.Body, mode, uid, gid); err != nil {
 		return nil, err
 	}
 	fi, err := os.Lstat(path)
@@ -186,105 +147,117 @@ func (s *Server) putFile(_ http.ResponseWriter, r *http.Request) (any, error) {
 	return describe(path, fi), nil
 }
 
-// replace puts what src holds at path, by way of a file beside it.
-func replace(path string, src io.Reader, mode fs.FileMode, uid, gid int) (err error) {
-	temp := filepath.Join(filepath.Dir(path), ".sandlot-"+rand.Text())
-	f, err := os.OpenFile(temp, os.O_CREATE|os.O_EXCL|os.O_WRONLY|syscall.O_NOFOLLOW, 0o600)
+// openFile opens a regular file to be read.
+func openFile(path string) (*os.File, fs.FileInfo, error) {
+	// Without O_NONBLOCK the opening of a FIFO would wait for its other end.
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOCTTY, 0)
+	if errors.Is(err, syscall.ENXIO) { // a socket, or a device without a driver
+		return nil, nil, refuse("not_a_file", "path", "%s is not a regular file", path)
+	}
 	if err != nil {
-		return fileError(err, path)
+		return nil, nil, fileError(err, path)
 	}
-	defer func() {
-		if err != nil {
-			_, _ = f.Close(), os.Remove(temp) // it is of no use, and err says why
+	fi, err := f.Stat()
+	switch {
+	case err != nil:
+		err = fileError(err, path)
+	case fi.IsDir():
+		err = refuse("is_directory", "path", "%s is a directory", path)
+	case !fi.Mode().IsRegular():
+		err = refuse("not_a_file", "path", "%s is not a regular file", path)
+	}
+	if err != nil {
+		_ = f.Close() // only read from
+		return nil, nil, err
+	}
+	return f, fi, nil
+}
+
+// maxRanges is how many parts of a file one request may ask for.
+const maxRanges = 64
+
+// getFile answers with a file's bytes, or with parts of them, as HTTP has it: Range, If-Range, If-Match, If-None-Match and the like. An
+// answer that tells its length and brings less is cut off, so the host never takes it for the whole.
+func (s *Server) getFile(w http.ResponseWriter, r *http.Request) (any, error) {
+	path, err := cleanPath(r, "path")
+	if err != nil {
+		return nil, err
+	}
+	f, fi, err := openFile(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() // only read from
+	if strings.Count(r.Header.Get("Range"), ",") >= maxRanges {
+		return nil, &Error{Status: 416, Code: "too_many_ranges", Field: "Range", Detail: fmt.Sprintf("at most %d ranges at a time", maxRanges)}
+	}
+	whole := describe(path, fi)
+	h := w.Header()
+	h.Set("Content-Type", "application/octet-stream")
+	if unsized(f, fi) {
+		whole.ETag = "" // what is in it changes without a trace
+		if err := setFile(h, whole); err != nil {
+			return nil, err
 		}
-	}()
-	in := &source{r: src}
-	if _, err := io.Copy(f, in); err != nil {
-		if in.err != nil {
-			return refuse("incomplete", "", "the content ended early: %v", in.err)
+		return nil, sendUnsized(w, r, f)
+	}
+	if err := setFile(h, whole); err != nil {
+		return nil, err
+	}
+	h.Set("ETag", whole.ETag)
+	http.ServeContent(wide{w}, r, "", fi.ModTime(), io.NewSectionReader(f, 0, fi.Size())) // no more than there was: it may be growing
+	return nil, nil
+}
+
+func setFile(h http.Header, f File) error {
+	info, err := json.Marshal(f)
+	if err != nil {
+		return err
+	}
+	h.Set(fileHeader, string(info))
+	return nil
+}
+
+// unsized reports whether a file's size says nothing of what can be read from it: the kernel makes that up when it is read.
+func unsized(f *os.File, fi fs.FileInfo) bool {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &st); err == nil {
+		switch int64(st.Type) { //nolint:unconvert // its type differs by architecture
+		case unix.PROC_SUPER_MAGIC, unix.SYSFS_MAGIC, unix.CGROUP_SUPER_MAGIC, unix.CGROUP2_SUPER_MAGIC:
+			return true
 		}
-		return fileError(err, path)
 	}
-	if err := chown(f, uid, gid); err != nil {
-		return fileError(err, path)
+	if fi.Size() > 0 {
+		return false
 	}
-	if err := f.Chmod(mode); err != nil {
-		return fileError(err, path)
+	n, err := f.ReadAt(make([]byte, 1), 0)
+	return n > 0 || err != nil && !errors.Is(err, io.EOF)
+}
+
+// sendUnsized sends all that can be read, without a length. The end of the chunks is the proof that this was all.
+func sendUnsized(w http.ResponseWriter, r *http.Request, f io.Reader) error {
+	if err := http.NewResponseController(w).Flush(); err != nil {
+		panic(http.ErrAbortHandler)
 	}
-	if err := f.Close(); err != nil { // where a file system without space may say so
-		return fileError(err, path)
+	if r.Method == http.MethodHead {
+		return nil
 	}
-	if err := os.Rename(temp, path); err != nil {
-		return fileError(err, path)
+	if _, err := io.Copy(w, f); err != nil {
+		panic(http.ErrAbortHandler) // the host must not take this for the whole file
 	}
 	return nil
 }
 
-// source tells errors of reading from those of writing.
-type source struct {
-	r   io.Reader
-	err error
-}
+// wide is a ResponseWriter that is given more at a time: each piece costs two system calls of a sandbox and a message of the connection.
+type wide struct{ http.ResponseWriter }
 
-func (s *source) Read(b []byte) (int, error) {
-	n, err := s.r.Read(b)
-	if err != nil && !errors.Is(err, io.EOF) {
-		s.err = err
-	}
-	return n, err
-}
+const wideBuffer = 256 << 10
 
-// chown gives f away, if it has to be and we may.
-func chown(f *os.File, uid, gid int) error {
-	if (uid == os.Geteuid() && gid == os.Getegid()) || os.Geteuid() != 0 {
-		return nil
-	}
-	return f.Chown(uid, gid)
-}
+var wideBuffers = sync.Pool{New: func() any { return new([wideBuffer]byte) }}
 
-// makeDirs makes the directories that are missing, for the agent.
-func (s *Server) makeDirs(dir string) error {
-	if fi, err := os.Stat(dir); err == nil {
-		if !fi.IsDir() {
-			return syscall.ENOTDIR
-		}
-		return nil
-	}
-	if err := s.makeDirs(filepath.Dir(dir)); err != nil {
-		return err
-	}
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		if errors.Is(err, fs.ErrExist) {
-			return nil // somebody was quicker
-		}
-		return err
-	}
-	d, err := os.OpenFile(dir, os.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NOFOLLOW, 0)
-	if err != nil {
-		return err
-	}
-	defer d.Close() // nothing was written through it
-	return chown(d, s.cfg.AgentUID, s.cfg.AgentGID)
-}
-
-// deleteFile removes a file or an empty directory, or with recursive=1 a directory and all that is in it.
-func (s *Server) deleteFile(_ http.ResponseWriter, r *http.Request) (any, error) {
-	path, err := cleanPath(r)
-	if err != nil {
-		return nil, err
-	}
-	if path == "/" {
-		return nil, refuse("bad_path", "path", "/ can't be removed")
-	}
-	if _, err := os.Lstat(path); err != nil {
-		return nil, fileError(err, path)
-	}
-	remove := os.Remove
-	if r.FormValue("recursive") == "1" {
-		remove = os.RemoveAll
-	}
-	if err := remove(path); err != nil {
-		return nil, fileError(err, path)
-	}
-	return struct{}{}, nil
+// ReadFrom implements io.ReaderFrom.
+func (w wide) ReadFrom(src io.Reader) (int64, error) {
+	buf := wideBuffers.Get().(*[wideBuffer]byte)
+	defer wideBuffers.Put(buf)
+	return io.CopyBuffer(struct{ io.Writer }{w.ResponseWriter}, struct{ io.Reader }{src}, buf[:])
 }

@@ -151,6 +151,7 @@ type File struct {
 	GID     int       `json:"gid"`
 	ModTime time.Time `json:"mod_time"`
 	Target  string    `json:"target,omitempty"` // of a symlink
+	ETag    string    `json:"etag,omitempty"`   // of a regular file: another one after any change, as HTTP writes it
 }
 
 // Port is a TCP port of the sandbox's loopback on which something listens.

@@ -200,7 +200,7 @@ func prepareWorkdir(dir string, uid, gid int) error {
 	if _, err := d.ReadDir(1); !errors.Is(err, io.EOF) {
 		return nil // it is in use: leave it as it is
 	}
-	return chown(d, uid, gid)
+	return chown(d, owner{uid, gid})
 }
 
 // listen opens the socket for the host; nobody else of the sandbox but root may connect.

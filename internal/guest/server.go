@@ -59,6 +59,7 @@ type Server struct {
 	handler     http.Handler
 	quiet       suspension
 	peers       peers
+	files       filing
 
 	mu       sync.Mutex
 	env      map[string]string
