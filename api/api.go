@@ -231,19 +231,3 @@ type Me struct {
 	AccountName string `json:"account_name"`
 	Key         string `json:"key,omitempty" doc:"ID of the API key, if one was used."`
 }
-
-// File is an entry of a directory in a sandbox.
-type File struct {
-	Name    string    `json:"name"`
-	Path    string    `json:"path"`
-	Type    string    `json:"type" enum:"file,directory,symlink,other"`
-	Size    int64     `json:"size"`
-	Mode    string    `json:"mode" example:"0644"`
-	ModTime time.Time `json:"mod_time"`
-}
-
-// FileList is a directory.
-type FileList struct {
-	Path    string `json:"path"`
-	Entries []File `json:"entries"`
-}

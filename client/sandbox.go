@@ -3,11 +3,9 @@ package client
 import (
 	"context"
 	"fmt"
-	"io"
 	"iter"
 	"net/http"
 	"net/url"
-	"path"
 	"strconv"
 	"strings"
 
@@ -68,47 +66,6 @@ func (c *Client) Suspend(ctx context.Context, id string) (api.Sandbox, error) {
 // Resume brings a suspended sandbox back and waits until it runs.
 func (c *Client) Resume(ctx context.Context, id string) (api.Sandbox, error) {
 	return call[api.Sandbox](ctx, c, http.MethodPost, segments("sandbox", id, "resume"), nil, nil)
-}
-
-// filePath is the route of a path inside a sandbox.
-func filePath(id, name string) string {
-	clean := strings.TrimPrefix(path.Clean("/"+name), "/")
-	route := segments("sandbox", id, "files") + "/"
-	if clean == "" {
-		return route
-	}
-	return route + strings.TrimPrefix(segments(strings.Split(clean, "/")...), "/")
-}
-
-// ReadFile opens a file of a sandbox. The caller closes it. A directory is an api.FileList as JSON: use ReadDir.
-func (c *Client) ReadFile(ctx context.Context, id, name string) (io.ReadCloser, error) {
-	res, err := c.send(ctx, request{method: http.MethodGet, path: filePath(id, name)})
-	if err != nil {
-		return nil, err
-	}
-	return res.Body, nil
-}
-
-// ReadDir lists a directory of a sandbox.
-func (c *Client) ReadDir(ctx context.Context, id, name string) (api.FileList, error) {
-	return call[api.FileList](ctx, c, http.MethodGet, filePath(id, name), nil, nil)
-}
-
-// WriteFile writes a file of a sandbox whole or not at all; directories above it are made.
-func (c *Client) WriteFile(ctx context.Context, id, name string, r io.Reader) (api.File, error) {
-	res, err := c.send(ctx, request{
-		method: http.MethodPut, path: filePath(id, name), body: r, ctype: "application/octet-stream", accept: "application/json",
-	})
-	if err != nil {
-		return api.File{}, err
-	}
-	defer func() { _ = res.Body.Close() }() // all that matters was read
-	return decode[api.File](res.Body)
-}
-
-// Remove deletes a file or a directory with all that is in it.
-func (c *Client) Remove(ctx context.Context, id, name string) error {
-	return c.call(ctx, http.MethodDelete, filePath(id, name), nil, nil, nil)
 }
 
 // Events returns a page of what happened to the account's sandboxes, or to one of them, after seq.

@@ -2,6 +2,7 @@ package server
 
 import (
 	"encoding/base64"
+	"encoding/json"
 	"fmt"
 	"math"
 	"strings"
@@ -128,12 +129,6 @@ func fromOutput(f guest.Frame) api.Output {
 
 func fromEvent(e sandbox.Event) api.Event {
 	return api.Event{Seq: e.Seq, Sandbox: string(e.Sandbox), Kind: e.Kind, Text: e.Text, At: e.At.UTC()}
-}
-
-func fromFile(f guest.File) api.File {
-	return api.File{
-		Name: f.Name, Path: f.Path, Type: f.Type, Size: f.Size, Mode: fmt.Sprintf("%04o", f.Mode), ModTime: f.ModTime.UTC(),
-	}
 }
 
 func fromPort(p guest.Port) api.Port {
