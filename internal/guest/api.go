@@ -267,6 +267,7 @@ func writeError(w http.ResponseWriter, r *http.Request, err error) {
 	if !ok {
 		e = &Error{Status: 500, Code: "internal", Detail: err.Error()}
 	}
+	w.Header().Set(codeHeader, e.Code)
 	rc := http.NewResponseController(w)
 	if rc.EnableFullDuplex() == nil {
 		writeJSON(w, e.Status, e)

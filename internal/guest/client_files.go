@@ -3,6 +3,7 @@ package guest
 import (
 	"bufio"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -80,22 +81,14 @@ func (c *Client) OpenFile(ctx context.Context, path string, head bool, h http.He
 	r := &Content{Status: resp.StatusCode, Length: resp.ContentLength}
 	err = r.read(resp)
 	if err != nil {
-		_ = resp.Body.Close() // only read from
-		if head && resp.StatusCode >= 400 {
-			_, err = c.Stat(ctx, path) // an answer to HEAD has no body that says why
-			err = cmpError(err, &Error{Status: resp.StatusCode, Code: "not_a_file", Field: "path", Detail: path + " can't be read"})
+		_ = resp.Body.Close()                                        // only read from
+		if code := resp.Header.Get(codeHeader); head && code != "" { // an answer to HEAD has no body that says more
+			err = &Error{Status: resp.StatusCode, Code: code, Field: "path", Detail: path + " can't be read"}
 		}
 		return nil, err
 	}
 	r.ReadCloser = &content{ReadCloser: resp.Body, c: c, ctx: ctx, path: path}
 	return r, nil
-}
-
-func cmpError(err error, other *Error) error {
-	if err != nil {
-		return err
-	}
-	return other
 }
 
 // read takes what the answer's header says, and believes nothing that could do harm further on.
@@ -107,7 +100,11 @@ func (r *Content) read(resp *http.Response) error {
 	if resp.StatusCode == http.StatusPreconditionFailed {
 		return &Error{Status: resp.StatusCode, Code: "changed", Field: "path", Detail: "the file is not as the request's conditions want it"}
 	}
-	if err := json.Unmarshal([]byte(info), &r.File); err != nil {
+	b, err := base64.StdEncoding.DecodeString(info)
+	if err == nil {
+		err = json.Unmarshal(b, &r.File)
+	}
+	if err != nil {
 		return fmt.Errorf("guest: an answer that makes no sense: %w", err)
 	}
 	switch resp.StatusCode {

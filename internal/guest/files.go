@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -21,8 +22,10 @@ import (
 // The host reaches every file of the sandbox, with the guest's rights: who may call the API owns the sandbox, and nothing outside of it
 // can be named from in here. What the host writes belongs to the agent unless it says otherwise, so that the agent can go on with it.
 
-// fileHeader holds a File as JSON, beside the bytes of its content.
-const fileHeader = "Sandlot-File"
+const (
+	fileHeader = "Sandlot-File"  // a File as JSON, in base64, beside the bytes of its content
+	codeHeader = "Sandlot-Error" // the code of an Error, for those who get no body
+)
 
 // filing is what the file API keeps.
 type filing struct {
@@ -214,7 +217,7 @@ func setFile(h http.Header, f File) error {
 	if err != nil {
 		return err
 	}
-	h.Set(fileHeader, string(info))
+	h.Set(fileHeader, base64.StdEncoding.EncodeToString(info)) // a header holds no bytes as names may have
 	return nil
 }
 

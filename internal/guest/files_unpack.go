@@ -24,7 +24,7 @@ import (
 // What an archive may ask for. It may have been made to hurt whoever unpacks it.
 const (
 	maxUnpacked = 1_000_000 // entries
-	freeUnpack  = 1 << 30   // bytes that any archive may unpack to
+	freeUnpack  = 256 << 20 // bytes that any archive may unpack to
 	maxRatio    = 200       // beyond that, bytes per byte of the archive
 	maxZipList  = 16 << 20  // bytes of a zip's list of files, which is read whole
 	maxTold     = 100       // refused entries that are told one by one

@@ -64,7 +64,7 @@ func (s *Server) watchFiles(w http.ResponseWriter, r *http.Request) (any, error)
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	defer context.AfterFunc(s.ctx, cancel)()
-	wt, err := newWatch(path, r.URL.Query().Get("recursive") == "1")
+	wt, err := newWatch(path, r.URL.Query().Get("recursive") == "1", !s.cfg.NoInotify)
 	if err != nil {
 		return nil, fileError(err, path)
 	}
@@ -130,6 +130,16 @@ func (n *watched) path(root string) string {
 	return strings.TrimSuffix(root, "/") + "/" + strings.Join(parts, "/")
 }
 
+// lost reports whether n, or a directory that it is in, has gone.
+func (n *watched) lost() bool {
+	for ; n.parent != nil; n = n.parent {
+		if n.parent.within[n.name] != n {
+			return true
+		}
+	}
+	return false
+}
+
 // watch is one watch of a directory.
 type watch struct {
 	path      string
@@ -147,7 +157,7 @@ type watch struct {
 	fresh []*watched // found new
 }
 
-func newWatch(path string, recursive bool) (*watch, error) {
+func newWatch(path string, recursive, listen bool) (*watch, error) {
 	w := &watch{path: path, recursive: recursive, byWD: map[int]*watched{}, blind: map[*watched]bool{}}
 	fi, err := os.Stat(path)
 	if err != nil {
@@ -157,7 +167,9 @@ func newWatch(path string, recursive bool) (*watch, error) {
 		return nil, syscall.ENOTDIR
 	}
 	w.root = &watched{v: versionOf(fi), isDir: true, kind: "directory", wd: -1}
-	w.notify = newInotify() // before anything is looked at
+	if listen {
+		w.notify = newInotify() // before anything is looked at
+	}
 	w.scan(w.root, false)
 	return w, nil
 }
@@ -410,6 +422,10 @@ func (w *watch) settleUp() {
 
 // lose tells that an entry has gone, if it has: its directory may have been moved before it was looked for.
 func (w *watch) lose(n *watched) {
+	if n.parent.lost() { // which is told, and stands for this
+		w.drop(n)
+		return
+	}
 	full := n.path(w.path)
 	replaced := n.parent.within[n.name] != nil
 	if fi, err := os.Lstat(full); err == nil && !replaced && versionOf(fi).ino == n.v.ino && fi.IsDir() == n.isDir {

@@ -44,6 +44,7 @@ type Config struct {
 	GatewayWait time.Duration
 	// QuietLimit is how long the guest waits, out of reach, for a checkpoint that doesn't come; 0 = 15 s.
 	QuietLimit time.Duration
+	NoInotify  bool // find changes of watched directories by looking every other second, as where the kernel tells of none
 }
 
 // Server is the guest's end: it starts processes, keeps their output and answers the host. It serves any number of hosts,
