@@ -29,13 +29,13 @@ type options struct {
 
 // usual is what is measured unless asked otherwise; groups is what can be.
 var (
-	usual  = []string{"start", "exec", "files", "prompt", "streams"}
+	usual  = []string{"start", "exec", "files", "reads", "prompt", "streams"}
 	groups = append(slices.Clone(usual), "child")
 )
 
 func main() {
 	var o options
-	flag.IntVar(&o.rounds, "n", 10, "rounds: how often each thing is done one after the other (exec and child: at least 30 times; files and prompt: a third)")
+	flag.IntVar(&o.rounds, "n", 10, "rounds: how often each thing is done one after the other (exec and child: at least 30 times; files, reads and prompt: a third)")
 	flag.IntVar(&o.batch, "batch", 4, "how many sandboxes the modes staggered and burst start")
 	flag.DurationVar(&o.interval, "interval", 200*time.Millisecond, "time between two starts of the mode staggered")
 	only := flag.String("only", strings.Join(usual, ","), "what to measure; child too: containers that join a warm sandbox")
@@ -113,7 +113,7 @@ func run(ctx context.Context, o options) (err error) {
 	for _, g := range []struct {
 		name    string
 		measure func(context.Context) ([]*measure, error)
-	}{{"start", b.starts}, {"exec", b.execs}, {"files", b.files}, {"prompt", b.prompts}, {"streams", b.streams}, {"child", b.children}} {
+	}{{"start", b.starts}, {"exec", b.execs}, {"files", b.files}, {"reads", b.reads}, {"prompt", b.prompts}, {"streams", b.streams}, {"child", b.children}} {
 		if !slices.Contains(o.only, g.name) {
 			continue
 		}

@@ -2,8 +2,6 @@ package server
 
 import (
 	"encoding/base64"
-	"encoding/json"
-	"fmt"
 	"math"
 	"strings"
 	"time"
