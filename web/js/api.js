@@ -87,6 +87,9 @@ export const sandboxes = (limit = 200) => json("GET", `/sandbox?limit=${limit}`)
 
 export const sessions = () => json("GET", "/session");
 export const session = (id) => json("GET", `/session/${q(id)}`);
+export const change = (id, what) => json("PATCH", `/session/${q(id)}`, what);
+export const answer = (id, prompt, body) => json("POST", `/session/${q(id)}/prompt/${q(prompt)}`, body);
+export const cancelTurn = (id, turn) => json("DELETE", `/session/${q(id)}/turn/${q(turn)}`);
 export const interrupt = (id) => json("POST", `/session/${q(id)}/interrupt`);
 export const sessionEvents = (id, after, signal) => json("GET", `/session/${q(id)}/events?after=${after}&limit=5000`, undefined, { signal });
 export const sessionStream = (id, after) => `/session/${q(id)}/events?after=${after}&follow=true`;

@@ -9,7 +9,7 @@ import { nameOf } from "./catalog.js";
 import { go, route, start as startRouter } from "./router.js";
 import { clip } from "./format.js";
 import { Dialog, ProblemNotice } from "./components/bits.js";
-import { Frame } from "./components/frame.js";
+import { Frame, needsYou } from "./components/frame.js";
 import { Home } from "./routes/home.js";
 import { Image, Images } from "./routes/images.js";
 import { Lost } from "./routes/lost.js";
@@ -23,7 +23,7 @@ import { SignIn } from "./routes/signin.js";
 
 const KEYS = [
   ["N", "New session"], ["C", "New sandbox, with options"], ["G then S", "Sessions"], ["G then B", "Sandboxes"], ["G then I", "Images"], ["[ and ]", "Question before, after"],
-  ["Esc", "Stop Claude"], ["Enter", "Send; while Claude works: queue"], ["⇧ Enter", "New line"], ["↑ in an empty field", "Edit the queued message"], ["⌘ Enter, Ctrl Enter", "Send a form"], ["?", "This list"],
+  ["⌘ . or Ctrl .", "To what Claude asks; then 1 once, 2 session, 3 deny"], ["Esc", "Stop Claude"], ["Enter", "Send; while Claude works: queue"], ["⇧ Enter", "New line"], ["↑ in an empty field", "Edit the queued message"], ["⌘ Enter, Ctrl Enter", "Send a form"], ["?", "This list"],
 ];
 
 function title(r) {
@@ -57,7 +57,8 @@ function title(r) {
         return "Not found";
     }
   })();
-  return `${name} · Sandlot`;
+  const need = (store.sessions.value || []).filter(needsYou).length;
+  return `${need ? `◆ ${need} · ` : ""}${name} · Sandlot`;
 }
 
 // Start leads from "/" to the session that was used last, if there is one.

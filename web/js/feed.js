@@ -46,15 +46,21 @@ export function open(id) {
   const push = (e) => {
     queue.push(e);
     feed.heard.value = Date.now();
-    if (e.kind === "end") {
-      busy(false);
-      store.readSession(id).catch(() => {});
+    if (["end", "queue", "ask", "answer", "notice"].includes(e.kind)) {
+      if (e.kind === "end") busy(false);
+      reread();
     } else if (e.kind === "prompt") {
       busy(true);
     }
     if (frame || timer) return;
     if (document.hidden) timer = setTimeout(flush, 1000);
     else frame = requestAnimationFrame(flush);
+  };
+  // What the server knows beside the log, such as the queue, is read again when it may have changed.
+  let rereads = 0;
+  const reread = () => {
+    clearTimeout(rereads);
+    rereads = setTimeout(() => closed || store.readSession(id).catch(() => {}), 40);
   };
   const busy = (is) => {
     const known = (store.sessions.value || []).find((s) => s.id === id);
@@ -103,7 +109,7 @@ export function open(id) {
         feed.line.value = s;
       },
       onEvent: (e) => {
-        if (!["prompt", "line", "partial", "end", "gap"].includes(e.event)) return;
+        if (!["prompt", "line", "partial", "end", "gap", "ask", "answer", "queue", "notice"].includes(e.event)) return;
         push({ seq: Number(e.id) || 0, kind: e.event, data: readData(e.data), at: Date.now() });
       },
     });
@@ -145,6 +151,7 @@ export function open(id) {
   };
   feed.close = () => {
     closed = true;
+    clearTimeout(rereads);
     clearTimeout(hideTimer);
     cancelAnimationFrame(frame);
     clearTimeout(timer);

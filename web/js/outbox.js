@@ -1,5 +1,5 @@
-// Messages that the user has sent and the server hasn't taken yet: because Claude is busy, the sandbox isn't ready, or the
-// connection is away. They are kept on this device until the server has them, shown above the composer, and can be
+// Messages that the user has sent and the server hasn't taken yet: because the sandbox isn't ready, or the connection is away.
+// What is sent while Claude works waits on the server. They are kept on this device until the server has them, shown above the composer, and can be
 // changed or withdrawn until then.
 //
 // An entry: {id, text, sandbox, session, mode, at, problem, unsure}. `unsure` means that it was sent, but no answer came.
@@ -68,9 +68,7 @@ function ready(e) {
   if (e.problem || e.id === sending.value) return false;
   const sb = store.sandboxOf(e.sandbox);
   if (!sb || sb.state !== "running") return false;
-  if (!e.session) return true;
-  const s = (store.sessions.value || []).find((x) => x.id === e.session);
-  return Boolean(s) && !s.busy;
+  return !e.session || (store.sessions.value || []).some((x) => x.id === e.session);
 }
 
 let running = false;
@@ -137,12 +135,9 @@ function done(e, session) {
 // the same session at once.
 function failed(e, problem) {
   if (problem.status === 409) {
-    // Busy, or not running after all: what we knew was old. It waits for its turn.
+    // Not running after all, or its queue is full: what we knew was old. It waits.
     change(e.id, { unsure: false });
-    if (e.session) {
-      store.keepSession({ id: e.session, busy: true });
-      store.readSession(e.session).catch(() => {});
-    }
+    if (e.session) store.readSession(e.session).catch(() => {});
     store.readSandbox(e.sandbox).catch(() => {});
     return false;
   }
@@ -161,7 +156,7 @@ async function arrived(e) {
     for (let after = e.seq || 0; ; ) {
       const page = await api.sessionEvents(e.session, after);
       const events = page.events || [];
-      if (events.some((ev) => ev.kind === "prompt" && ev.data && ev.data.text === e.text)) {
+      if (events.some((ev) => ev.kind === "prompt" && ev.data && ev.data.text === e.text) || (await waits(e))) {
         done(e, e.session);
         return true;
       }
@@ -174,6 +169,12 @@ async function arrived(e) {
   if (!s) return false;
   done(e, s.id);
   return true;
+}
+
+// waits says whether a message is in its session's queue.
+async function waits(e) {
+  const s = store.keepSession(await api.session(e.session));
+  return (s.queue || []).some((t) => t.prompt === e.text);
 }
 
 // start sends whenever something changed that a message may have waited for.

@@ -1,16 +1,19 @@
 // The log of a session, made into what is shown. One pure reducer serves both history and what streams in: the same
 // events give the same state, however they arrived. Nothing here touches the document or the network.
 //
-// State: {turns, init, lineSeq, partialSeq}. A turn is one prompt and all that Claude did about it:
-//   {key, run, prompt: {text, at, seq}, order: {"": [keys], <tool use>: [keys]}, items: {key: item}, plan, retry, phase,
+// State: {turns, asks, init, lineSeq, partialSeq}. A turn is one prompt and all that Claude did about it:
+//   {key, id, run, prompt: {text, at, seq}, order: {"": [keys], <tool use>: [keys]}, items: {key: item}, plan, retry, phase, quiet,
 //    result, end, interrupted, raw, usage, startedAt, lastAt}
 // An item is a block of it, in the order in which it came:
 //   {kind: "text" | "thinking", key, text, final, at, endAt, cut}
-//   {kind: "call", key, id, name, input, partial, final, at, endAt, result: {error, content, data}, progress}
+//   {kind: "call", key, id, name, input, partial, final, at, endAt, result: {error, content, data}, progress, ask}
+// An ask is what Claude wants from a person, by its ID:
+//   {id, kind: "tool" | "question" | "plan", turn, tool, use, agent, title, description, reason, input, suggestions, state, expiresAt,
+//    at, answer, by, answeredAt}
 //   {kind: "note", key, tone, title, text}      {kind: "rule", key, text}
 // Objects that didn't change stay the same objects, so a view can compare with ===.
 
-export const initial = () => ({ turns: [], init: null, lineSeq: 0, partialSeq: 0 });
+export const initial = () => ({ turns: [], asks: {}, init: null, lineSeq: 0, partialSeq: 0 });
 
 const MAIN = "";
 
@@ -51,6 +54,10 @@ function one(draft, e) {
     draft.owned.add(draft.turns.length - 1);
     return;
   }
+  if (e.kind === "queue") return; // what waits is asked of the server
+  if (e.kind === "ask") ask(draft, e.data || {}, at);
+  else if (e.kind === "answer") answer(draft, e.data || {}, at);
+  if (!draft.turns.length && (e.kind === "notice" || e.kind === "ask" || e.kind === "answer")) return;
   if (!draft.turns.length) {
     // A log that doesn't begin with a prompt has lost its beginning; what is left is shown under a turn without one.
     draft.turns.push(newTurn({ seq: e.seq, data: {} }, at));
@@ -67,7 +74,18 @@ function one(draft, e) {
     add(t, MAIN, { kind: "rule", key: `gap-${e.seq}`, text: `${n > 0 ? n : "Some"} events are missing here: the log was full` });
     return;
   }
+  if (e.kind === "ask" || e.kind === "answer") {
+    const a = draft.asks[(e.data || {}).prompt];
+    if (a) change(t, a.use, { ask: a });
+    if (a && e.kind === "answer") decided(t, a, e.seq);
+    return;
+  }
+  if (e.kind === "notice") {
+    notice(t, e.data || {}, at, e.seq);
+    return;
+  }
   if (e.kind !== "line" && e.kind !== "partial") return;
+  t.quiet = null;
   const d = e.data;
   if (d === null || typeof d !== "object") {
     const text = String(d ?? "").trim();
@@ -81,6 +99,7 @@ function newTurn(e, at) {
   const d = e.data || {};
   return {
     key: `t${e.seq}`,
+    id: d.turn || "",
     run: d.run || e.run || "",
     prompt: { text: d.text || "", at, seq: e.seq },
     order: { [MAIN]: [] },
@@ -89,6 +108,7 @@ function newTurn(e, at) {
     plan: null,
     retry: null,
     phase: "",
+    quiet: null,
     result: null,
     end: null,
     interrupted: false,
@@ -123,6 +143,65 @@ function drop(t, key) {
   for (const parent of Object.keys(t.order)) {
     if (t.order[parent].includes(key)) t.order[parent] = t.order[parent].filter((k) => k !== key);
   }
+}
+
+// ---- What Claude wants from a person ----
+
+function ask(draft, d, at) {
+  if (!d.prompt) return;
+  const a = {
+    id: d.prompt, kind: d.kind || "tool", turn: d.turn || "", tool: d.tool || "", use: d.tool_use_id || "", agent: d.agent_id || "", title: d.title || "",
+    description: d.description || "", reason: d.reason || "", input: d.input || {}, suggestions: d.suggestions || null, state: d.state || "pending",
+    expiresAt: Date.parse(d.expires_at) || 0, at, answer: null, by: "", answeredAt: 0,
+  };
+  draft.asks = { ...draft.asks, [a.id]: a };
+}
+
+function answer(draft, d, at) {
+  const a = draft.asks[d.prompt];
+  if (a) draft.asks = { ...draft.asks, [a.id]: { ...a, state: d.state || "answered", answer: d.answer || null, by: d.answered_by || "", answeredAt: at } };
+}
+
+// decided leaves a line in the log of what can't be seen otherwise: tools tell it in their row.
+function decided(t, a, seq) {
+  if (a.kind === "tool" || !t) return;
+  add(t, MAIN, { kind: "note", key: `ask-${seq}`, tone: "plain", title: verdict(a), text: "" });
+}
+
+// verdict says in a line what became of an ask, for people; by is shown as it was recorded unless names knows better.
+export function verdict(a, names = {}) {
+  const who = a.by ? ` by ${names[a.by] || a.by}` : "";
+  const message = a.answer && a.answer.message ? `: ${a.answer.message}` : "";
+  switch (a.state) {
+    case "allowed":
+      if (a.kind === "question") return `Answered${who}: ${chosen(a) || "no choice"}`;
+      return a.kind === "plan" ? `Plan approved${who}` : `Allowed${who}`;
+    case "denied":
+      if (a.kind === "plan") return `Sent back to planning${who}${message}`;
+      return a.kind === "question" ? `Not answered${who}${message}` : `Denied${who}${message}`;
+    case "expired":
+      return "Nobody answered in time, so it was denied";
+    case "withdrawn":
+      return "Withdrawn by Claude";
+    case "lost":
+      return "Claude's process ended before it was answered";
+    default:
+      return "";
+  }
+}
+
+function chosen(a) {
+  const answers = a.answer && ((a.answer.updatedInput && a.answer.updatedInput.answers) || a.answer.answers);
+  return answers ? Object.values(answers).map((v) => (Array.isArray(v) ? v.join(", ") : String(v))).join(" · ") : "";
+}
+
+// pending lists what waits for a person, the oldest first.
+export const pending = (state) => Object.values(state.asks).filter((a) => a.state === "pending").sort((x, y) => x.at - y.at || (x.id < y.id ? -1 : 1));
+
+// notice is something of Sandlot's own.
+function notice(t, d, at, seq) {
+  if (d.subtype === "quiet") t.quiet = { seconds: d.seconds || 0, process: d.process || "", at };
+  else if (d.text) add(t, MAIN, { kind: "note", key: `n-${seq}`, tone: "plain", title: d.text, text: "" });
 }
 
 function line(draft, t, d, at, seq) {
@@ -403,10 +482,11 @@ function settle(t, at) {
 
 function endTurn(t, d, at) {
   settle(t, at);
-  t.end = { state: d.state || "lost", code: d.exit_code ?? null, signal: d.signal || "", reason: d.reason || "", at };
+  t.quiet = null;
+  t.end = { state: d.state || "lost", outcome: d.outcome || "", code: d.exit_code ?? null, signal: d.signal || "", reason: d.reason || "", at };
   t.retry = null;
   t.phase = "";
-  if (t.end.signal === "SIGINT" || /interrupt/i.test(t.end.reason)) t.interrupted = true;
+  if (t.end.outcome === "interrupted" || t.end.signal === "SIGINT" || /interrupt/i.test(t.end.reason)) t.interrupted = true;
 }
 
 // resultText is a tool result's text: the content is a string or a list of blocks.
@@ -425,6 +505,7 @@ export function resultText(result) {
 export function outcome(turn, busy) {
   if (!turn.end) return busy ? "running" : turn.result ? (turn.result.is_error ? "failed" : "done") : "unseen";
   if (turn.interrupted) return "interrupted";
+  if (turn.end.outcome === "lost" || turn.end.outcome === "done") return turn.end.outcome;
   if (turn.end.state !== "exited") return turn.result && turn.end.state === "signaled" ? (turn.result.is_error ? "failed" : "done") : turn.end.state;
   if (turn.result) return turn.result.is_error ? "failed" : "done";
   return turn.end.code === 0 ? "done" : "failed";
@@ -438,6 +519,7 @@ export function phase(turn) {
   for (let i = keys.length - 1; i >= 0; i--) {
     const item = turn.items[keys[i]];
     if (item.kind === "call") {
+      if (item.ask && item.ask.state === "pending") return { word: "Waiting for you" };
       if (!item.result) return { word: "call", call: item };
       break;
     }

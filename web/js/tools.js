@@ -38,6 +38,12 @@ export function describe(call, { cwd = "", ended = null } = {}) {
   const state = r ? (r.error ? "failed" : "ok") : ended ? "stopped" : "running";
   const row = { icon: "more", verb: call.name, object: "", code: true, title: "", state, meta: [], body: null, open: false };
   (TOOLS[call.name] || (call.name.startsWith("mcp__") ? mcp : generic))(row, call, input, r, cwd);
+  const asked = call.ask && state !== "ok" ? call.ask : null;
+  if (asked && asked.state === "pending") row.waits = true;
+  if (asked && ["denied", "expired"].includes(asked.state) && state === "failed") {
+    row.meta.unshift({ text: asked.by ? `denied by ${asked.by}` : "denied", tone: "no" });
+    row.denied = asked.answer && asked.answer.message;
+  }
   if (state === "failed" && !row.meta.some((m) => m.tone === "no")) row.meta.unshift({ text: denied(r) ? "denied" : "failed", tone: "no" });
   if (state === "ok" && row.tick) row.meta.unshift({ icon: "check", text: "", tone: "ok", label: "done" });
   if (state === "stopped") row.meta.unshift({ text: ended === "interrupted" ? "stopped by you" : "its end was not seen" });
@@ -45,7 +51,7 @@ export function describe(call, { cwd = "", ended = null } = {}) {
   if (took !== null && took >= 100 && row.timed) row.meta.push({ text: duration(took), took: true });
   if (state === "failed") {
     row.open = true;
-    const text = resultText(r).replace(/^<tool_use_error>|<\/tool_use_error>$/g, "");
+    const text = row.denied ? `“${row.denied}”` : resultText(r).replace(/^<tool_use_error>|<\/tool_use_error>$/g, "");
     if (!row.body || row.body.type === "none" || (row.body.type !== "output" && text)) row.body = { type: "output", text, tone: "no" };
   }
   return row;

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { apply, initial, outcome, phase, resultText, resume, totals } from "../js/reducer.js";
+import { apply, initial, outcome, pending, phase, resultText, resume, totals, verdict } from "../js/reducer.js";
 
 // log numbers events as the server does.
 function log() {
@@ -260,4 +260,63 @@ test("what a script answered cost nothing, whatever the CLI reckons", () => {
     l.end();
     assert.equal(totals(fold(l.events)).cost, want);
   }
+});
+
+// asked is a turn in which Claude wants to run a command and asks for it.
+function asked(kind = "tool", tool = "Bash", input = { command: "rm -r build" }) {
+  const l = log();
+  l.put = (k, data) => l.events.push({ seq: l.events.length + 1, kind: k, data, at: 2_000_000 });
+  l.prompt("go");
+  l.assistant("m1", { type: "tool_use", id: "tool1", name: tool, input });
+  l.put("ask", { type: "ask", prompt: "prm_1", kind, tool, tool_use_id: "tool1", input, state: "pending", expires_at: "2026-01-01T00:00:00Z" });
+  return l;
+}
+
+test("what Claude asks for waits until it is answered", () => {
+  const l = asked();
+  let s = fold(l.events);
+  assert.equal(pending(s).length, 1);
+  assert.equal(pending(s)[0].input.command, "rm -r build");
+  assert.equal(pending(s)[0].expiresAt, Date.parse("2026-01-01T00:00:00Z"));
+  assert.equal(phase(s.turns[0]).word, "Waiting for you");
+  l.put("answer", { type: "answer", prompt: "prm_1", kind: "tool", tool_use_id: "tool1", state: "denied", answered_by: "Mira", answer: { behavior: "deny", message: "use git clean" } });
+  s = apply(s, l.events);
+  assert.equal(pending(s).length, 0);
+  assert.equal(verdict(s.asks.prm_1), "Denied by Mira: use git clean");
+  assert.equal(items(s)[0].ask.state, "denied");
+  assert.equal(items(s).length, 1, "a tool's answer stands in its row");
+});
+
+test("the answer to a question leaves a line in the log", () => {
+  const l = asked("question", "AskUserQuestion", { questions: [{ question: "Which?", options: [{ label: "A" }] }] });
+  l.put("answer", { type: "answer", prompt: "prm_1", kind: "question", tool_use_id: "tool1", state: "allowed", answered_by: "web", answer: { behavior: "allow", updatedInput: { answers: { "Which?": "A" } } } });
+  const s = fold(l.events);
+  assert.equal(items(s)[1].title, "Answered by web: A");
+});
+
+for (const [state, words] of [["expired", /^Nobody answered/], ["withdrawn", /^Withdrawn/], ["lost", /process ended/]]) {
+  test(`an ask that is ${state} is over, and says so`, () => {
+    const l = asked("plan", "ExitPlanMode", { plan: "1. go" });
+    l.put("answer", { type: "answer", prompt: "prm_1", kind: "plan", tool_use_id: "tool1", state });
+    const s = fold(l.events);
+    assert.equal(pending(s).length, 0);
+    assert.match(verdict(s.asks.prm_1), words);
+  });
+}
+
+test("a notice about silence is live, and goes with the next line", () => {
+  const l = log();
+  l.prompt("go");
+  l.events.push({ seq: 2, kind: "notice", data: { type: "sandlot", subtype: "quiet", seconds: 60, process: "busy" }, at: 5 });
+  let s = fold(l.events);
+  assert.deepEqual(s.turns[0].quiet, { seconds: 60, process: "busy", at: 5 });
+  s = apply(s, [{ seq: 3, kind: "line", data: { type: "system", subtype: "status" }, at: 6 }]);
+  assert.equal(s.turns[0].quiet, null);
+});
+
+test("a turn's outcome is the server's word where it has one", () => {
+  const l = log();
+  l.prompt("go");
+  l.end({ outcome: "interrupted", exit_code: null });
+  assert.equal(outcome(fold(l.events).turns[0], false), "interrupted");
 });

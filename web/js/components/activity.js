@@ -49,13 +49,15 @@ export class Activity extends Component {
   }
   render({ turn, cwd, heard, onStop, stopping }, { said }) {
     const t = now.value;
-    const silent = t - Math.max(heard || 0, turn.startedAt);
+    // The server looks at the process itself; what this page has heard is the next best.
+    const silent = turn.quiet ? turn.quiet.seconds * 1000 + Math.max(0, t - turn.quiet.at) : t - Math.max(heard || 0, turn.startedAt);
+    const does = turn.quiet && { busy: ", its processes work", idle: ", nothing computes" }[turn.quiet.process];
     const plan = turn.plan && `Plan ${turn.plan.steps.filter((s) => s.status === "completed").length} of ${turn.plan.steps.length}`;
     const retry = turn.retry;
     return html`<div class="state-line">${retry ? html`<${Icon} name="redo" />` : html`<${Pulse} />`}
       <span class="ink cut">${stopping ? "Stopping" : words(turn, cwd)}</span>
       <span>${turn.startedAt ? clock(t - turn.startedAt) : ""}</span>
-      ${silent > QUIET ? html`<span class="ask-t">no output for ${clock(silent)}</span>` : turn.usage && html`<span class="no-phone">${tokens(turn.usage.context)} tokens in, ${tokens(turn.usage.output)} out</span>`}
+      ${silent > QUIET ? html`<span class="ask-t">no output for ${clock(silent)}${does}</span>` : turn.usage && html`<span class="no-phone">${tokens(turn.usage.context)} tokens in, ${tokens(turn.usage.output)} out</span>`}
       <span class="end">${plan && html`<span class="no-phone">${plan}</span>`}${silent > QUIET && html`<button type="button" class="link" onClick=${onStop}>Interrupt</button>`}</span>
       <span class="vh" role="status">${said}</span></div>`;
   }

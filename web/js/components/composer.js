@@ -7,12 +7,21 @@ import { plural } from "../format.js";
 
 const MODES = [
   ["", "Free in its sandbox", "Claude does everything without asking; the sandbox is the wall"],
-  ["acceptEdits", "Edits only", "Claude may change files; other actions are refused"],
-  ["plan", "Plan only", "Claude reads and plans, and changes nothing"],
+  ["default", "Ask before edits", "Claude asks you before it changes a file or runs a command"],
+  ["acceptEdits", "Accept edits", "Claude changes files freely, and asks before anything else"],
+  ["plan", "Plan first", "Claude reads and plans; it starts when you approve its plan"],
 ];
+const FREE = "bypassPermissions";
+
+const MODELS = [["", "Default model"], ["opus", "Opus"], ["sonnet", "Sonnet"], ["haiku", "Haiku"]];
+
+// withOwn adds a choice that was made elsewhere and is none of ours.
+const withOwn = (all, own) => (all.some((x) => x[0] === own[0]) ? all : [...all, own]);
 
 // Composer's props: scope (names the draft), placeholder, label, onSend(text, mode), onStop, busy, hint, start (text to begin
 // with), focus, action (words on the button; without, an arrow), empty (may an empty text be sent), left (more controls), modes.
+// settings ({mode, model} of a session that is there) and onSettings({permission_mode} or {model}) change them at once, also while
+// Claude works; without, the mode is the next message's.
 export class Composer extends Component {
   constructor(props) {
     super(props);
@@ -76,7 +85,7 @@ export class Composer extends Component {
     this.sending = true;
     try {
       // Only when it was taken does the text go: a failed send leaves it where it was.
-      const ok = await this.props.onSend(text, this.state.mode);
+      const ok = await this.props.onSend(text, this.props.settings ? "" : this.state.mode);
       if (ok !== false) this.change("");
     } finally {
       this.sending = false;
@@ -97,16 +106,32 @@ export class Composer extends Component {
     }
   }
 
-  render({ placeholder, label, busy, onStop, hint, action, left, modes, scope, big }, { text, mode }) {
+  pick(value) {
+    if (this.props.settings) {
+      this.props.onSettings({ permission_mode: value || FREE });
+      return;
+    }
+    local.set("mode", value);
+    this.setState({ mode: value });
+  }
+
+  render({ placeholder, label, busy, onStop, hint, action, left, modes, scope, big, settings, onSettings }, state) {
+    const text = state.text;
+    const mode = settings ? (settings.mode === FREE ? "" : settings.mode || "") : state.mode;
+    const known = MODES.find((m) => m[0] === mode) || [mode, mode, ""];
+    const model = settings ? settings.model || "" : "";
     const size = text.length > 32 * 1024;
     return html`<div class=${cx("composer", big && "big")}>
       <label class="vh" for=${`type-${scope}`}>${label || "Message to Claude"}</label>
       <textarea id=${`type-${scope}`} ref=${this.area} class="type" rows="1" placeholder=${placeholder} value=${text} enterkeyhint="send"
         autocomplete="off" spellcheck="true" onInput=${(e) => this.change(e.currentTarget.value)} onKeyDown=${(e) => this.key(e)}></textarea>
       <div class="bar">${left}
-        ${modes && html`<label class="pickbox" title=${MODES.find((m) => m[0] === mode)[2]}><span class="vh">What Claude may do</span>
-          <select value=${mode} onChange=${(e) => { local.set("mode", e.currentTarget.value); this.setState({ mode: e.currentTarget.value }); }}>
-            ${MODES.map(([value, words, why]) => html`<option key=${value} value=${value} title=${why}>${words}</option>`)}</select><${Icon} name="down" small /></label>`}
+        ${modes && html`<label class="pickbox" title=${known[2]}><span class="vh">What Claude may do</span>
+          <select value=${mode} onChange=${(e) => this.pick(e.currentTarget.value)}>
+            ${withOwn(MODES, known).map(([value, words, why]) => html`<option key=${value} value=${value} title=${why}>${words}</option>`)}</select><${Icon} name="down" small /></label>`}
+        ${settings && html`<label class="pickbox" title="The model that answers from the next request on"><span class="vh">Model</span>
+          <select value=${model} onChange=${(e) => onSettings({ model: e.currentTarget.value })}>
+            ${withOwn(MODELS, [model, model]).map(([value, words]) => html`<option key=${value} value=${value}>${words}</option>`)}</select><${Icon} name="down" small /></label>`}
         <div class="end">${size ? html`<span class="faint">${plural(Math.round(text.length / 1024), "KiB", "KiB")} of text</span>` : hint && html`<span class="faint no-phone">${hint}</span>`}
           ${busy && onStop && html`<button type="button" class="btn send" aria-label="Stop Claude (Esc)" title="Stop Claude (Esc)" onClick=${onStop}><${Icon} name="stop" /></button>`}
           ${action

@@ -10,11 +10,15 @@ import { Icon, Mark, Pulse } from "./icons.js";
 import { Dot } from "./bits.js";
 import { KeyForm } from "./keyform.js";
 
+// needsYou says whether a session waits for a person.
+export const needsYou = (s) => s.state === "waiting";
+
 // sessionMark says how a session stands: {dot, word, sub}.
 export function sessionMark(s, t) {
   const sb = nextSandbox(s);
   const where = sb ? sb.name : "";
   const asleep = sb && ["suspending", "suspended", "resuming"].includes(sb.state);
+  if (needsYou(s)) return { dot: "ask", word: "Needs you", sub: `${s.state_text || "Needs your OK"} · ${where || "sandbox"}`, need: true };
   if (s.busy && !asleep) return { dot: "run", word: "Working", sub: `Working · ${where || "sandbox"}` };
   if (outbox.forSession(s.id).some((e) => !e.problem)) return { dot: "busy", word: "Waiting to be sent", sub: `Message waits · ${where}` };
   if (sb && sb.state === "creating") return { dot: "busy", word: "Its sandbox is being created", sub: `Creating ${where}` };
@@ -39,13 +43,18 @@ export function SessionList() {
       next.focus();
     }
   };
-  return html`<div class="cap">Sessions</div>
+  const need = list.filter(needsYou);
+  const rest = list.filter((s) => !needsYou(s));
+  const row = (s) => {
+    const m = sessionMark(s, t);
+    return html`<li key=${s.id}><a href=${`/session/${s.id}`} class=${s.id === here ? "on" : ""} aria-current=${s.id === here ? "page" : undefined} title=${s.title}>
+        <${Dot} kind=${m.dot} word=${m.word} /><span class="two"><span class="cut">${s.title || "Untitled"}</span><span class=${cx("sub cut", m.dot === "bad" && "bad-t", m.need && "ask-t")}>${m.sub}</span></span></a></li>`;
+  };
+  return html`${need.length > 0 && html`<div class="cap">Needs you<span class="num">${need.length}</span></div>
+    <ul class="sess need" aria-label="Sessions that need you" onKeyDown=${keys}>${need.map(row)}</ul>`}
+    <div class="cap">Sessions</div>
     ${list.length === 0 && html`<p class="faint empty-line">Your conversations will be listed here.</p>`}
-    <ul class="sess" aria-label="Sessions" onKeyDown=${keys}>${list.map((s) => {
-      const m = sessionMark(s, t);
-      return html`<li key=${s.id}><a href=${`/session/${s.id}`} class=${s.id === here ? "on" : ""} aria-current=${s.id === here ? "page" : undefined} title=${s.title}>
-        <${Dot} kind=${m.dot} word=${m.word} /><span class="two"><span class="cut">${s.title || "Untitled"}</span><span class=${cx("sub cut", m.dot === "bad" && "bad-t")}>${m.sub}</span></span></a></li>`;
-    })}</ul>`;
+    <ul class="sess" aria-label="Sessions" onKeyDown=${keys}>${rest.map(row)}</ul>`;
 }
 
 const THEMES = { "": ["half", "Theme: as the system"], light: ["sun", "Theme: light"], dark: ["moon", "Theme: dark"] };

@@ -40,7 +40,7 @@ export class Call extends Component {
     const isOpen = open ?? row.open;
     const meta = calls.length ? [{ text: plural(calls.length, "call") }, ...row.meta] : row.meta;
     return html`<${Row} icon=${row.icon} verb=${row.verb} object=${row.object.split("\n")[0]} code=${row.code} title=${row.title} meta=${meta} can=${can}
-      open=${isOpen} onToggle=${() => this.setState({ open: !isOpen })} running=${row.state === "running" && running(item.at)}>
+      open=${isOpen} onToggle=${() => this.setState({ open: !isOpen })} running=${row.waits ? html`<span class="wait"><i class="dot ask" aria-hidden="true"></i>waits for you</span>` : row.state === "running" && running(item.at)}>
       ${inner.length > 0 && html`<div class="nest">${inner.map((g) => html`<${Inner} key=${g.key} group=${g} turn=${turn} cwd=${cwd} ended=${ended} />`)}</div>`}
       ${row.body && html`<${Body} body=${row.body} />`}
     </${Row}>${row.nested && !isOpen && row.state === "running" && item.progress && html`<div class="call nest-line cut">${item.progress}</div>`}`;

@@ -1,14 +1,32 @@
-// Messages that wait, above the composer: what each waits for, and Edit and Remove until Claude takes it.
+// Messages that wait, above the composer: those that Claude takes up after its present turn, which the server keeps, and those that
+// are not with the server yet. Each says what it waits for, and can be edited and removed until Claude takes it.
 
 import { html } from "../lib.js";
+import * as api from "../api.js";
 import * as outbox from "../outbox.js";
+import * as store from "../store.js";
 import { Icon, Pulse } from "./icons.js";
-import { Notice } from "./bits.js";
+import { Busy, Notice } from "./bits.js";
 
-// Queue's props: entries, why (what they wait for), onEdit(text) puts a text back into the composer.
-export function Queue({ entries, why, onEdit }) {
-  if (!entries.length) return null;
-  return html`<ul class="queue" aria-label="Messages that wait">${entries.map((e) => {
+// takeBack removes a queued turn and returns its text. If Claude has taken it up meanwhile, that is a Problem.
+export async function takeBack(session, turn) {
+  await api.cancelTurn(session, turn.id);
+  store.readSession(session).catch(() => {});
+  return turn.prompt;
+}
+
+// Queue's props: session, queued (turns of the server), entries (of the outbox), why (what these wait for), onEdit(text) puts a text
+// back into the composer, onProblem.
+export function Queue({ session, queued = [], entries, why, onEdit, onProblem }) {
+  if (!entries.length && !queued.length) return null;
+  const fail = (problem) => onProblem({ title: "The message could not be taken back.", problem });
+  return html`<ul class="queue" aria-label="Messages that wait">
+    ${queued.map((t) => html`<li key=${t.id} class="queued"><span class="sign"><${Icon} name="clock" /></span>
+      <span class="cut" title=${t.prompt}>${t.prompt}</span>
+      <span class="end"><span class="faint no-phone">next, when Claude is done</span>
+      <${Busy} class="link" onProblem=${fail} onClick=${async () => onEdit(await takeBack(session.id, t))}>Edit</${Busy}>
+      <${Busy} class="link" onProblem=${fail} onClick=${() => takeBack(session.id, t)}>Remove</${Busy}></span></li>`)}
+    ${entries.map((e) => {
     if (e.problem) {
       return html`<li key=${e.id}><${Notice} kind="bad" title="Your message could not be sent." code=${e.problem.code} requestID=${e.problem.requestID} acts=${html`
         <button type="button" class="btn small" onClick=${() => outbox.retry(e.id)}>Send it again</button>

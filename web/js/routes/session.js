@@ -10,10 +10,11 @@ import { money, plural, sentence, tokens, volumeName } from "../format.js";
 import { totals } from "../reducer.js";
 import { Icon } from "../components/icons.js";
 import { Busy, Notice, ProblemNotice, Scoreboard, Skeleton } from "../components/bits.js";
+import { Asks } from "../components/ask.js";
 import { Activity } from "../components/activity.js";
 import { Composer } from "../components/composer.js";
 import { Log } from "../components/log.js";
-import { Queue } from "../components/queue.js";
+import { Queue, takeBack } from "../components/queue.js";
 import { Lost } from "./lost.js";
 import { boardOf } from "../components/facts.js";
 import { TimeDialog } from "../components/boxacts.js";
@@ -83,6 +84,19 @@ class Page extends Component {
     setTimeout(() => this.setState({ stopping: false }), 5000);
   };
 
+  // settings changes the session's mode or model; a living process of Claude takes it over at once.
+  settings = async (what) => {
+    this.setState({ problem: null });
+    const before = this.session();
+    store.keepSession({ id: this.props.id, ...what });
+    try {
+      store.keepSession(await api.change(this.props.id, what));
+    } catch (problem) {
+      store.keepSession({ id: this.props.id, permission_mode: before.permission_mode, model: before.model });
+      this.setState({ problem: { title: "This could not be changed.", problem } });
+    }
+  };
+
   send = async (text, mode) => {
     const session = this.session();
     this.setState({ problem: null });
@@ -113,9 +127,15 @@ class Page extends Component {
   editLast = () => {
     const waiting = outbox.forSession(this.props.id);
     const last = waiting[waiting.length - 1];
-    if (!last) return false;
-    outbox.withdraw(last.id);
-    this.setState({ put: { text: last.text } });
+    if (last) {
+      outbox.withdraw(last.id);
+      this.setState({ put: { text: last.text } });
+      return true;
+    }
+    const queue = (this.session() || {}).queue || [];
+    const turn = queue[queue.length - 1];
+    if (!turn) return false;
+    takeBack(this.props.id, turn).then((text) => this.setState({ put: { text } }), (problem) => this.setState({ problem: { title: "The message could not be taken back.", problem } }));
     return true;
   };
 
@@ -136,9 +156,10 @@ class Page extends Component {
     const busy = session.busy;
     const asleep = !ended && ["suspending", "suspended", "resuming"].includes(sb.state);
     const waiting = outbox.forSession(id);
+    const queued = session.queue || [];
     const last = log.turns[log.turns.length - 1];
     const cwd = (log.init && log.init.cwd) || (sb && sb.workdir) || "/workspace";
-    const why = ended ? "waits for a sandbox" : sb.state === "creating" ? "sent when the sandbox is ready" : asleep ? "sent when the sandbox is resumed" : busy ? "sent when Claude is done" : "waits for the connection";
+    const why = ended ? "waits for a sandbox" : sb.state === "creating" ? "sent when the sandbox is ready" : asleep ? "sent when the sandbox is resumed" : "waits for the connection";
     return html`<header class="top"><a class="btn quiet icon only-phone" href="/sessions" aria-label="Back to sessions"><${Icon} name="back" /></a><h1 class="cut" title=${title}>${title}</h1><span class="grow"></span></header>
       <${Scoreboard} label=${sb ? `Sandbox ${sb.name}` : "Session"} slots=${slots(session, sb, log, () => this.setState({ timing: true }))} />
       <section class="talk" aria-label="Conversation">
@@ -150,8 +171,9 @@ class Page extends Component {
           ${asleep && html`<${Asleep} sb=${sb} busy=${busy} onProblem=${(p) => this.setState({ problem: p })} />`}
           ${busy && !asleep && last && !last.end && html`<${Activity} turn=${last} cwd=${cwd} heard=${feed.heard.value} onStop=${this.stop} stopping=${stopping} />`}
           ${problem && html`<${ProblemNotice} ...${problem} />`}
-          <${Queue} entries=${waiting} why=${why} onEdit=${(text) => this.setState({ put: { text } })} />
-          <${Composer} scope=${id} focus modes put=${put} busy=${busy} onStop=${this.stop} onSend=${this.send} onUp=${this.editLast}
+          <${Asks} session=${session} log=${log} cwd=${cwd} />
+          <${Queue} session=${session} queued=${queued} entries=${waiting} why=${why} onEdit=${(text) => this.setState({ put: { text } })} onProblem=${(p) => this.setState({ problem: p })} />
+          <${Composer} scope=${id} focus modes settings=${{ mode: session.permission_mode, model: session.model }} onSettings=${this.settings} put=${put} busy=${busy} onStop=${this.stop} onSend=${this.send} onUp=${this.editLast}
             hint=${busy ? "Enter queues your message" : ""} placeholder=${ended ? "Writing here starts a new sandbox and continues" : "Reply to Claude"} />
         </div>
         ${timing && sb && html`<${TimeDialog} sb=${sb} onClose=${() => this.setState({ timing: false })} />`}
