@@ -69,8 +69,7 @@ class Card extends Component {
   constructor(props) {
     super(props);
     this.box = createRef();
-    this.shown = Date.now();
-    this.state = { sending: false, problem: null, waits: null, text: local.get(this.key()) || "" };
+    this.state = { fresh: true, sending: false, problem: null, waits: null, text: local.get(this.key()) || "" };
   }
 
   key() {
@@ -78,6 +77,7 @@ class Card extends Component {
   }
 
   componentDidMount() {
+    this.ripe = setTimeout(() => this.setState({ fresh: false }), INERT);
     this.onKey = (e) => this.press(e);
     document.addEventListener("keydown", this.onKey);
     // An answer that could not be sent goes as soon as we are back; if somebody was quicker, theirs stands.
@@ -85,12 +85,13 @@ class Card extends Component {
   }
 
   componentWillUnmount() {
+    clearTimeout(this.ripe);
     document.removeEventListener("keydown", this.onKey);
     this.unsubscribe();
   }
 
   inert() {
-    return Date.now() - this.shown < INERT || this.state.sending;
+    return this.state.fresh || this.state.sending;
   }
 
   write(text) {
@@ -134,10 +135,10 @@ class Card extends Component {
   allow = (more) => this.send({ behavior: "allow", ...more });
   deny = () => this.send({ behavior: "deny", message: this.state.text.trim() || undefined });
 
-  render({ ask, more, log, cwd }, { problem, waits, text, sending }) {
+  render({ ask, more, log, cwd }, { problem, waits, text, sending, fresh }) {
     const Inside = { question: Question, plan: Plan }[ask.kind] || Tool;
     const shared = { ask, log, cwd, text, onText: (t) => this.write(t), onAllow: this.allow, onDeny: this.deny, onSend: this.send };
-    return html`<section class="ask-card" ref=${this.box} role="alertdialog" aria-modal="false" aria-label="Claude needs you" tabindex="-1" aria-busy=${sending ? "true" : undefined}>
+    return html`<section class=${cx("ask-card", fresh && "fresh")} ref=${this.box} role="alertdialog" aria-modal="false" aria-label="Claude needs you" tabindex="-1" aria-busy=${sending ? "true" : undefined}>
       <${Inside} ...${shared} head=${(title, side) => html`<div class="ask-head"><i class="dot ask" aria-hidden="true"></i><b class="grow">${title}</b>
         ${more > 0 && html`<span class="faint">${more} more after this</span>`}${side}${ask.expiresAt > 0 && html`<${Deadline} at=${ask.expiresAt} />`}</div>`} />
       ${waits && html`<p class="faint" role="status">No connection. Your answer is sent when it is back; if somebody answers before, theirs stands.</p>`}
