@@ -89,6 +89,7 @@ export const sessions = () => json("GET", "/session");
 export const session = (id) => json("GET", `/session/${q(id)}`);
 export const change = (id, what) => json("PATCH", `/session/${q(id)}`, what);
 export const answer = (id, prompt, body) => json("POST", `/session/${q(id)}/prompt/${q(prompt)}`, body);
+export const turn = (id, turn) => json("GET", `/session/${q(id)}/turn/${q(turn)}`);
 export const cancelTurn = (id, turn) => json("DELETE", `/session/${q(id)}/turn/${q(turn)}`);
 export const interrupt = (id) => json("POST", `/session/${q(id)}/interrupt`);
 export const sessionEvents = (id, after, signal) => json("GET", `/session/${q(id)}/events?after=${after}&limit=5000`, undefined, { signal });

@@ -174,7 +174,7 @@ async function arrived(e) {
 // waits says whether a message is in its session's queue.
 async function waits(e) {
   const s = store.keepSession(await api.session(e.session));
-  return (s.queue || []).some((t) => t.prompt === e.text);
+  return (s.queue || []).some((t) => (t.truncated ? e.text.startsWith(t.text) : t.text === e.text));
 }
 
 // start sends whenever something changed that a message may have waited for.

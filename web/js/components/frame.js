@@ -10,6 +10,8 @@ import { Icon, Mark, Pulse } from "./icons.js";
 import { Dot } from "./bits.js";
 import { KeyForm } from "./keyform.js";
 
+const WANTS = { tool: "Needs your OK", question: "Has a question", plan: "Plan ready to read" };
+
 // needsYou says whether a session waits for a person.
 export const needsYou = (s) => s.state === "waiting";
 
@@ -18,7 +20,7 @@ export function sessionMark(s, t) {
   const sb = nextSandbox(s);
   const where = sb ? sb.name : "";
   const asleep = sb && ["suspending", "suspended", "resuming"].includes(sb.state);
-  if (needsYou(s)) return { dot: "ask", word: "Needs you", sub: `${s.state_text || "Needs your OK"} · ${where || "sandbox"}`, need: true };
+  if (needsYou(s)) return { dot: "ask", word: "Needs you", sub: `${WANTS[(s.prompts && s.prompts[0] && s.prompts[0].kind) || "tool"] || WANTS.tool} · ${where || "sandbox"}`, need: true };
   if (s.busy && !asleep) return { dot: "run", word: "Working", sub: `Working · ${where || "sandbox"}` };
   if (outbox.forSession(s.id).some((e) => !e.problem)) return { dot: "busy", word: "Waiting to be sent", sub: `Message waits · ${where}` };
   if (sb && sb.state === "creating") return { dot: "busy", word: "Its sandbox is being created", sub: `Creating ${where}` };

@@ -10,9 +10,10 @@ import { Busy, Notice } from "./bits.js";
 
 // takeBack removes a queued turn and returns its text. If Claude has taken it up meanwhile, that is a Problem.
 export async function takeBack(session, turn) {
+  const whole = turn.truncated ? await api.turn(session, turn.id) : turn;
   await api.cancelTurn(session, turn.id);
   store.readSession(session).catch(() => {});
-  return turn.prompt;
+  return whole.text;
 }
 
 // Queue's props: session, queued (turns of the server), entries (of the outbox), why (what these wait for), onEdit(text) puts a text
@@ -22,7 +23,7 @@ export function Queue({ session, queued = [], entries, why, onEdit, onProblem })
   const fail = (problem) => onProblem({ title: "The message could not be taken back.", problem });
   return html`<ul class="queue" aria-label="Messages that wait">
     ${queued.map((t) => html`<li key=${t.id} class="queued"><span class="sign"><${Icon} name="clock" /></span>
-      <span class="cut" title=${t.prompt}>${t.prompt}</span>
+      <span class="cut" title=${t.text}>${t.text}</span>
       <span class="end"><span class="faint no-phone">next, when Claude is done</span>
       <${Busy} class="link" onProblem=${fail} onClick=${async () => onEdit(await takeBack(session.id, t))}>Edit</${Busy}>
       <${Busy} class="link" onProblem=${fail} onClick=${() => takeBack(session.id, t)}>Remove</${Busy}></span></li>`)}
