@@ -358,7 +358,7 @@ func FuzzJournal(f *testing.F) {
 func TestParseStat(t *testing.T) {
 	t.Parallel()
 	p, ok := parseStat([]byte("12 (a) (b ) S 3 4 5 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 9876 100 200\n"))
-	if !ok || p != (process{pid: 12, parent: 3, group: 4, session: 5, began: "9876", resident: 200 * int64(os.Getpagesize())}) {
+	if !ok || p != (process{pid: 12, parent: 3, group: 4, session: 5, began: "9876", resident: 200 * int64(os.Getpagesize()), ticks: 26}) {
 		t.Errorf("%+v, %v", p, ok)
 	}
 	for _, bad := range []string{"", "12", "12 (a", "12 )a( S 1 2 3", "12 (a) S 1", "x (a) S 3 4 5 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 9876",
