@@ -118,6 +118,14 @@ type VolumeDirs interface {
 	DeleteVolume(ctx context.Context, v sandbox.Volume) error
 }
 
+// Journals is an optional power: a guest's state lies in a directory of this host, so that what runs write can be read there, without
+// asking the guest, and for a moment after it has died.
+type Journals interface {
+	// GuestState returns the run's directory of guest.StateDir. It need not be there any more. Root of the sandbox may write to it: don't
+	// follow links in it, and believe nothing.
+	GuestState(ref Ref) (string, error)
+}
+
 // Images is an optional power: the engine makes root file systems of images itself. An image is named by its digest, which is
 // the same whoever asked for it; who may use which is the caller's business. All methods are safe for concurrent use.
 type Images interface {

@@ -34,7 +34,8 @@ type journal struct {
 	segSize int64 // a segment is closed when it has grown to this
 	keep    int   // so many of the first segments stay, whatever comes after
 	open    func(path string) (segmentFile, error)
-	failed  func(error) // told of the first of a row of failed writes
+	read    func(path string) (*os.File, error) // how readers open a segment; nil = os.Open
+	failed  func(error)                         // told of the first of a row of failed writes
 
 	mu      sync.Mutex
 	segs    []*segment
@@ -75,22 +76,24 @@ func (j *journal) append(kind Kind, data []byte) {
 	if j.ended {
 		return // the End frame is the last one
 	}
-	for len(data) > 0 {
-		n := min(len(data), MaxFrame)
-		j.appendFrame(kind, data[:n])
+	for most := max(int(j.segSize/4), MaxFrame); len(data) > 0; {
+		n := min(len(data), most)
+		j.appendFrames(kind, data[:n])
 		data = data[n:]
 	}
 	j.wake()
 }
 
-// appendFrame writes one frame of output, and before it the gap of earlier failures, in one write.
-func (j *journal) appendFrame(kind Kind, data []byte) {
+// appendFrames writes output as frames, and before them the gap of earlier failures, in one write.
+func (j *journal) appendFrames(kind Kind, data []byte) {
 	wasGood := j.written == j.next
 	j.buf = j.buf[:0]
 	if !wasGood {
 		j.buf = AppendFrame(j.buf, GapFrame(j.written, j.next))
 	}
-	j.buf = AppendFrame(j.buf, Frame{Kind: kind, Offset: j.next, Data: data})
+	for at := 0; at < len(data); at += MaxFrame {
+		j.buf = AppendFrame(j.buf, Frame{Kind: kind, Offset: j.next + int64(at), Data: data[at:min(at+MaxFrame, len(data))]})
+	}
 	err := j.write(j.buf)
 	j.next += int64(len(data))
 	if err == nil {
@@ -153,7 +156,7 @@ func (j *journal) finish(data []byte) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.seal()
-	j.ended, j.end = true, data
+	j.ended, j.end, j.buf = true, data, nil
 	j.wake()
 }
 

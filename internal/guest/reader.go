@@ -121,7 +121,7 @@ func (r *reader) giveUp() { r.buf, r.at, r.pos = nil, 0, math.MaxInt64 }
 func (r *reader) advance() (Frame, <-chan struct{}, error) {
 	j := r.j
 	j.mu.Lock()
-	if r.seg != nil && r.pos+int64(r.at) < r.seg.size {
+	if r.seg != nil && r.pos+int64(len(r.buf)) < r.seg.size { // what is left in buf is no whole frame
 		size := r.seg.size
 		j.mu.Unlock() // a reader's work on files delays nobody
 		r.fill(size)
@@ -187,7 +187,11 @@ func (j *journal) after(prev *segment, off int64) *segment {
 func (r *reader) openSegment(seg *segment) {
 	r.close()
 	r.seg, r.buf, r.pos, r.at = seg, nil, 0, 0
-	f, err := os.Open(seg.path)
+	open := r.j.read
+	if open == nil {
+		open = os.Open
+	}
+	f, err := open(seg.path)
 	if err != nil {
 		r.giveUp()
 		return

@@ -2,6 +2,7 @@ package guest
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -59,7 +60,7 @@ func (j *journal) restore() error {
 		j.segs = append(j.segs, &segment{path: filepath.Join(j.dir, e.Name()), start: start, size: info.Size()})
 		j.total += info.Size()
 	}
-	slices.SortFunc(j.segs, func(a, b *segment) int { return int(min(max(a.start-b.start, -1), 1)) })
+	slices.SortFunc(j.segs, bySegmentStart)
 	for len(j.segs) > 0 {
 		last := j.segs[len(j.segs)-1]
 		whole, err := j.scan(last)
@@ -78,6 +79,8 @@ func (j *journal) restore() error {
 	}
 	return nil
 }
+
+func bySegmentStart(a, b *segment) int { return cmp.Compare(a.start, b.start) }
 
 // scan reads the last segment and returns how much of it is whole frames.
 func (j *journal) scan(s *segment) (whole int64, err error) {

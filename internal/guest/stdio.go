@@ -208,7 +208,7 @@ func newOutput(kind Kind, file *os.File) *output {
 // but never before gone is closed, the end of the process: closing our end of a terminal would hang up on one that has just closed
 // its own, as many do on their way out.
 func (o *output) pump(j *journal, active chan<- struct{}, gone <-chan struct{}, speed *throttle) {
-	buf := make([]byte, 32<<10)
+	buf := make([]byte, leastRead)
 	left := pipeSize // of what the process wrote before its end, which comes as fast as it can
 	var err error
 	for last := false; err == nil; {
@@ -216,6 +216,10 @@ func (o *output) pump(j *journal, active chan<- struct{}, gone <-chan struct{}, 
 		n, err = o.file.Read(buf[:speed.portion(len(buf))])
 		if n > 0 {
 			j.append(o.kind, buf[:n])
+			if n == len(buf) && n < mostRead && !speed.limited() {
+				left = max(left, o.widen())
+				buf = make([]byte, min(4*len(buf), mostRead))
+			}
 			select {
 			case active <- struct{}{}:
 			default:
@@ -250,6 +254,23 @@ func (o *output) pump(j *journal, active chan<- struct{}, gone <-chan struct{}, 
 
 // pipeSize is how much a pipe holds.
 const pipeSize = 64 << 10
+
+// How much is read at a time: little, until a process writes more than that at once. Then its pipe is made wider too, for each time that one
+// of the two waits for the other costs more than the bytes do.
+const (
+	leastRead = 32 << 10
+	mostRead  = 256 << 10
+	widePipe  = 1 << 20
+)
+
+// widen makes the pipe hold more, and returns how much it holds then.
+func (o *output) widen() (size int) {
+	_ = control(o.file, func(fd int) (err error) { // a terminal has no size, and a pipe that stays as it is does too
+		size, err = unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, widePipe)
+		return err
+	})
+	return size
+}
 
 // reopenPause is how often a terminal that nobody has open is looked at.
 const reopenPause = 20 * time.Millisecond

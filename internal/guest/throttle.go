@@ -25,6 +25,13 @@ func (t *throttle) set(rate int64) {
 	t.rate = max(rate, 0)
 }
 
+// limited reports whether there is a limit.
+func (t *throttle) limited() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.rate > 0
+}
+
 // portion is how much of most to read at a time.
 func (t *throttle) portion(most int) int {
 	t.mu.Lock()

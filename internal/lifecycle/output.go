@@ -7,6 +7,7 @@ import (
 	"iter"
 	"time"
 
+	"github.com/sandlot-dev/sandlot/internal/engine"
 	"github.com/sandlot-dev/sandlot/internal/guest"
 	"github.com/sandlot-dev/sandlot/internal/sandbox"
 )
@@ -38,6 +39,7 @@ type viewer struct {
 	m       *Manager
 	run     sandbox.Run
 	now     bool // only what there is
+	noTail  bool // the guest's files were of no use
 	rec     *recording
 	offset  int64 // everything before it has been handed on
 	yield   func(guest.Frame, error) bool
@@ -75,7 +77,7 @@ func (v *viewer) view(ctx context.Context) error {
 			return err
 		}
 		if v.offset != before {
-			failures = 0
+			failures = -1
 		}
 	}
 }
@@ -195,6 +197,12 @@ func (m *Manager) reach(ctx context.Context, run sandbox.Run) (*keeper, *guest.C
 // pass hands on frames from one connection, to the end of the run or of the connection.
 func (v *viewer) pass(ctx context.Context, k *keeper, c *guest.Client) error {
 	defer k.reading()()
+	if v.rec != nil && !v.now && !v.noTail {
+		if t := k.tail(ctx, v.run, v.offset); t != nil {
+			defer t.Close()
+			return v.tail(ctx, t)
+		}
+	}
 	for f, err := range c.Output(ctx, v.run.ID, v.offset, !v.now) {
 		if err != nil {
 			return err
@@ -208,6 +216,59 @@ func (v *viewer) pass(ctx context.Context, k *keeper, c *guest.Client) error {
 		return nil
 	}
 	return guest.ErrLost
+}
+
+// tail hands on what the guest writes to its files, until the recording is the better source. A run is read so when it writes much, so
+// looking again often is little beside that.
+func (v *viewer) tail(ctx context.Context, t *guest.Tail) error {
+	const (
+		first = time.Millisecond
+		most  = 20 * time.Millisecond
+		idle  = 2 * time.Second
+	)
+	wait, since := first, time.Now()
+	for {
+		f, err := t.Next()
+		if err == nil {
+			if v.hand(f); v.stopped {
+				return nil
+			}
+			wait, since = first, time.Now()
+			continue
+		}
+		if _, _, ended := v.rec.Bounds(); ended || v.rec.live.Load() {
+			return nil
+		}
+		if time.Since(since) > idle {
+			v.noTail = true // the guest is asked next, which tells what is wrong
+			return guest.ErrLost
+		}
+		if !pause(ctx, wait) {
+			return ctx.Err()
+		}
+		wait = min(2*wait, most)
+	}
+}
+
+// tail opens the files of a run's journal, if the engine has them on this host; nil if not.
+func (k *keeper) tail(ctx context.Context, run sandbox.Run, offset int64) *guest.Tail {
+	p, ok := engine.As[engine.Journals](k.engine)
+	if !ok {
+		return nil
+	}
+	sb, err := k.m.cfg.Store.Sandbox(ctx, run.Account, run.Sandbox)
+	if err != nil {
+		return nil
+	}
+	dir, err := p.GuestState(refOf(sb))
+	if err != nil {
+		return nil
+	}
+	t, err := guest.OpenTail(dir, run.ID, offset)
+	if err != nil {
+		return nil
+	}
+	return t
 }
 
 // lasting returns err unless it is one that passes: a lost connection, or a run that is about to be started.

@@ -143,7 +143,8 @@ const (
 var errFast = errors.New("lifecycle: a run is not followed for now")
 
 // follow copies a run's output until its end, which it returns. What can't be copied never keeps it from the end.
-func (k *keeper) follow(ctx context.Context, c *guest.Client, id string, rec *recording) (guest.Run, error) {
+func (k *keeper) follow(ctx context.Context, c *guest.Client, run sandbox.Run, rec *recording) (guest.Run, error) {
+	id := run.ID
 	if rec == nil {
 		return c.Wait(ctx, id)
 	}
@@ -159,7 +160,7 @@ func (k *keeper) follow(ctx context.Context, c *guest.Client, id string, rec *re
 			return c.Wait(ctx, id)
 		}
 		rec.setLive(false)
-		ended, over, err := k.followSlowly(ctx, c, id, rec)
+		ended, over, err := k.followSlowly(ctx, c, run, rec)
 		if over || err != nil {
 			return ended, err
 		}
@@ -193,7 +194,8 @@ func (k *keeper) followLive(ctx context.Context, c *guest.Client, id string, rec
 }
 
 // followSlowly looks at a run now and then. It returns when the run is over, or writes so little that it can be followed.
-func (k *keeper) followSlowly(ctx context.Context, c *guest.Client, id string, rec *recording) (ended guest.Run, over bool, err error) {
+func (k *keeper) followSlowly(ctx context.Context, c *guest.Client, run sandbox.Run, rec *recording) (ended guest.Run, over bool, err error) {
+	id := run.ID
 	last, err := c.Run(ctx, id)
 	if err != nil {
 		return ended, false, err
@@ -206,7 +208,7 @@ func (k *keeper) followSlowly(ctx context.Context, c *guest.Client, id string, r
 		if err != nil && (!late || ctx.Err() != nil) {
 			return ended, false, err
 		}
-		now, copyErr := k.catchUp(ctx, c, id, rec)
+		now, copyErr := k.catchUp(ctx, c, run, rec)
 		if copyErr != nil {
 			k.m.log.Warn("the output of a run is not recorded for now", "run", id, "err", copyErr)
 		}
@@ -221,8 +223,8 @@ func (k *keeper) followSlowly(ctx context.Context, c *guest.Client, id string, r
 }
 
 // catchUp copies what there is of a run's output, the end of it if that is much.
-func (k *keeper) catchUp(ctx context.Context, c *guest.Client, id string, rec *recording) (guest.Run, error) {
-	now, err := c.Run(ctx, id)
+func (k *keeper) catchUp(ctx context.Context, c *guest.Client, run sandbox.Run, rec *recording) (guest.Run, error) {
+	now, err := c.Run(ctx, run.ID)
 	if err != nil {
 		return now, err
 	}
@@ -230,7 +232,17 @@ func (k *keeper) catchUp(ctx context.Context, c *guest.Client, id string, rec *r
 	if ended || now.Next < from {
 		return now, nil
 	}
-	for f, err := range c.Output(ctx, id, max(from, now.Next-k.m.cfg.RunBytes/2), false) {
+	from = max(from, now.Next-k.m.cfg.RunBytes/2)
+	if t := k.tail(ctx, run, from); t != nil {
+		err := drain(t, rec, now.Next)
+		t.Close()
+		if err != nil {
+			return now, err
+		}
+		_, next, _ := rec.Bounds()
+		from = max(from, next)
+	}
+	for f, err := range c.Output(ctx, run.ID, from, false) {
 		if err == nil {
 			err = rec.Add(f)
 		}
@@ -239,6 +251,48 @@ func (k *keeper) catchUp(ctx context.Context, c *guest.Client, id string, rec *r
 		}
 	}
 	return now, nil
+}
+
+// drain copies what there is in the files of a journal up to about an offset.
+func drain(t *guest.Tail, rec *recording, until int64) error {
+	for {
+		f, err := t.Next()
+		if err != nil {
+			return nil //nolint:nilerr // there is no more
+		}
+		if err := rec.Add(f); err != nil {
+			return err
+		}
+		if f.Offset >= until {
+			return nil
+		}
+	}
+}
+
+// salvage copies what a guest that is gone has left of the output of runs that nobody has seen the end of.
+func (k *keeper) salvage(ctx context.Context) {
+	if k.m.recordings == nil {
+		return
+	}
+	runs, err := k.running(ctx)
+	if err != nil {
+		return // the end of the sandbox waits for the store anyway
+	}
+	const most = 256 << 20 // more than an honest guest leaves
+	for _, run := range runs {
+		rec := k.m.takeRecording(run.Account, run.ID)
+		if rec == nil {
+			continue
+		}
+		_, next, _ := rec.Bounds()
+		if t := k.tail(ctx, run, next); t != nil {
+			if err := drain(t, rec, next+most); err != nil {
+				k.m.log.Warn("the last output of a run is not recorded", "run", run.ID, "err", err)
+			}
+			t.Close()
+		}
+		rec.release()
+	}
 }
 
 // rescue copies what is not copied yet of any run, before the guest goes.
@@ -255,7 +309,8 @@ func (k *keeper) rescue(ctx context.Context, c *guest.Client, account string) {
 	}
 	for _, r := range all {
 		// Of what the guest tells, only what has a row is believed to be a run of ours.
-		if row, err := k.m.cfg.Store.Run(ctx, account, r.ID); err != nil || row.Sandbox != k.id {
+		row, err := k.m.cfg.Store.Run(ctx, account, r.ID)
+		if err != nil || row.Sandbox != k.id {
 			continue
 		}
 		rec := k.m.takeRecording(account, r.ID)
@@ -263,7 +318,7 @@ func (k *keeper) rescue(ctx context.Context, c *guest.Client, account string) {
 			continue
 		}
 		if _, next, ended := rec.Bounds(); !ended && r.Next > next && !rec.live.Load() {
-			if _, err := k.catchUp(ctx, c, r.ID, rec); err != nil {
+			if _, err := k.catchUp(ctx, c, row, rec); err != nil {
 				k.m.log.Warn("the last output of a run is not recorded", "run", r.ID, "err", err)
 			}
 		}

@@ -189,7 +189,7 @@ func (k *keeper) watch(run sandbox.Run) {
 			if err != nil {
 				return // the end of the sandbox is the end of its runs; or the next process goes on
 			}
-			ended, err := k.follow(ctx, c, id, rec)
+			ended, err := k.follow(ctx, c, run, rec)
 			switch e := (*guest.Error)(nil); {
 			case err == nil:
 				err = k.m.record(ctx, id, ended)

@@ -28,6 +28,9 @@ func (m *Manager) Terminate(ctx context.Context, account string, id sandbox.ID, 
 		if err != nil && !errors.Is(err, sandbox.ErrState) { // that somebody else was quicker is as good
 			return stopped, err
 		}
+		if err == nil {
+			sb = stopped
+		}
 	}
 	m.poke(id)
 	m.forgive(id)
@@ -61,6 +64,7 @@ func (k *keeper) destroy(ctx context.Context, sb sandbox.Sandbox) (again bool, e
 		k.quiet(ctx, c)
 		k.rescue(ctx, c, sb.Account)
 	}
+	k.salvage(ctx)
 	err = k.destroyRun(ctx, sb)
 	k.setClient(nil)
 	if err != nil {

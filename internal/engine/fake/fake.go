@@ -63,6 +63,7 @@ type Engine struct {
 var (
 	_ engine.Engine     = (*Engine)(nil)
 	_ engine.VolumeDirs = (*Engine)(nil)
+	_ engine.Journals   = (*Engine)(nil)
 )
 
 // Open returns an engine on w. Several may be open at once.
@@ -237,6 +238,15 @@ func (e *Engine) List(ctx context.Context) iter.Seq2[engine.Listed, error] {
 			}
 		}
 	}
+}
+
+// GuestState returns the directory of the guest's state.
+func (e *Engine) GuestState(ref engine.Ref) (string, error) {
+	r, ok := e.w.find(ref)
+	if !ok {
+		return "", fmt.Errorf("fake: %w: run %s of %s", sandbox.ErrNotFound, ref.Run, ref.ID)
+	}
+	return filepath.Join(r.dir, "state"), nil
 }
 
 // VolumeDir returns the volume's directory.

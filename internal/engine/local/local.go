@@ -101,6 +101,7 @@ type Engine struct {
 var (
 	_ engine.Engine      = (*Engine)(nil)
 	_ engine.VolumeDirs  = (*Engine)(nil)
+	_ engine.Journals    = (*Engine)(nil)
 	_ engine.Images      = (*Engine)(nil)
 	_ engine.Snapshotter = (*Engine)(nil)
 	_ engine.Suspender   = (*Engine)(nil)

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sandlot-dev/sandlot/internal/engine"
 	"github.com/sandlot-dev/sandlot/internal/sandbox"
 )
 
@@ -24,6 +25,12 @@ func (e *Engine) VolumeDir(_ context.Context, v sandbox.Volume) (string, error) 
 	agent := e.ids.agent()
 	dir, _, err := e.volumeFor(v, agent, agent)
 	return dir, err
+}
+
+// GuestState implements engine.Journals.
+func (e *Engine) GuestState(ref engine.Ref) (string, error) {
+	k, err := key(ref)
+	return e.stateDir(k), err
 }
 
 // DeleteVolume implements engine.VolumeDirs.
