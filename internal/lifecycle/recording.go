@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -134,9 +135,9 @@ func (m *Manager) recordShort(account, id string, output []guest.Frame) {
 // A run is copied as it writes, until it writes more than fast in a moment: then only now and then, each time its last part, so that what
 // nobody reads costs little. When it has calmed down it is followed again.
 const (
-	fast   = 2 << 20
-	moment = time.Second
-	lull   = 2 * time.Second
+	fast   = 256 << 10
+	moment = 250 * time.Millisecond
+	lull   = time.Second
 )
 
 // errFast says that a run writes too much to be followed, or that the disk doesn't take it.
@@ -232,25 +233,38 @@ func (k *keeper) catchUp(ctx context.Context, c *guest.Client, run sandbox.Run, 
 	if ended || now.Next < from {
 		return now, nil
 	}
-	from = max(from, now.Next-k.m.cfg.RunBytes/2)
+	if head := min(k.m.cfg.RunBytes/4, now.Next); from < head {
+		if err := k.copyRange(ctx, c, run, rec, from, head); err != nil {
+			return now, err
+		}
+		_, from, _ = rec.Bounds()
+	}
+	return now, k.copyRange(ctx, c, run, rec, max(from, now.Next-k.m.cfg.RunBytes/2), math.MaxInt64)
+}
+
+// copyRange copies what there is of a run's output from one offset to about another.
+func (k *keeper) copyRange(ctx context.Context, c *guest.Client, run sandbox.Run, rec *recording, from, to int64) error {
 	if t := k.tail(ctx, run, from); t != nil {
-		err := drain(t, rec, now.Next)
+		err := drain(t, rec, to)
 		t.Close()
 		if err != nil {
-			return now, err
+			return err
 		}
 		_, next, _ := rec.Bounds()
 		from = max(from, next)
+	}
+	if from >= to {
+		return nil
 	}
 	for f, err := range c.Output(ctx, run.ID, from, false) {
 		if err == nil {
 			err = rec.Add(f)
 		}
-		if err != nil {
-			return now, err
+		if err != nil || f.Offset >= to {
+			return err
 		}
 	}
-	return now, nil
+	return nil
 }
 
 // drain copies what there is in the files of a journal up to about an offset.

@@ -401,7 +401,7 @@ func TestManyViewers(t *testing.T) {
 		stalled = r.see(within(t), run, 0, func(*viewed) bool { first(); return false })
 	})
 	ready.Wait()
-	if each := (memory() - before) / viewers; each > 24<<10 {
+	if each := (memory() - before) / viewers; each > 48<<10 {
 		t.Errorf("a viewer that waits costs %d bytes", each)
 	}
 	r.touch(t, sb, "go")

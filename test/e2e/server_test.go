@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -252,18 +253,26 @@ func within(t *testing.T) context.Context {
 // runtimes counts gVisor's processes that work for a data directory.
 func runtimes(t *testing.T, data string) int {
 	t.Helper()
+	return len(runtimePIDs(t, data))
+}
+
+func runtimePIDs(t *testing.T, data string) (pids []int) {
+	t.Helper()
 	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := 0
 	for _, f := range files {
 		cmdline, err := os.ReadFile(f)
 		if err == nil && bytes.HasPrefix(cmdline, []byte("runsc-")) && bytes.Contains(cmdline, []byte(data+"/")) {
-			n++
+			pid, err := strconv.Atoi(strings.Split(f, "/")[2])
+			if err != nil {
+				t.Fatal(err)
+			}
+			pids = append(pids, pid)
 		}
 	}
-	return n
+	return pids
 }
 
 // wantNothingLeft checks that a server's sandboxes left no process and no mount.
