@@ -327,6 +327,9 @@ func (k *keeper) rescue(ctx context.Context, c *guest.Client, account string) {
 		if err != nil || row.Sandbox != k.id {
 			continue
 		}
+		if row.State != sandbox.RunRunning && row.OutputNext > 0 && row.OutputFirst == row.OutputNext {
+			continue // it was removed for its age, and stays so
+		}
 		rec := k.m.takeRecording(account, r.ID)
 		if rec == nil {
 			continue

@@ -372,7 +372,7 @@ func TestOldOutputIsRemoved(t *testing.T) {
 	r.start(t, nil)
 	r.end(t, sb.ID)
 	if v := r.see(within(t), runs["older"], 10, nil); v.err != nil || v.missing != 99_990 || v.end == nil || len(v.out) > 0 {
-		t.Errorf("%+v", v)
+		t.Errorf("%d bytes, %d missing, %+v, %v", len(v.out), v.missing, v.end, v.err)
 	}
 }
 
