@@ -263,6 +263,9 @@ func (c *conv) understand(p *process, ev sandbox.SessionEvent) bool {
 		}
 		return true
 	case "control_response":
+		if h.isEcho() {
+			return true // the answer event says it
+		}
 		c.add(ev)
 		what, ours := p.controls[h.Response.RequestID]
 		delete(p.controls, h.Response.RequestID)
@@ -333,7 +336,7 @@ func (c *conv) endTurn(state sandbox.TurnState, reason string, end endData) {
 // asked takes what the CLI asks.
 func (c *conv) asked(p *process, h head) {
 	if h.Request.Subtype != "can_use_tool" {
-		p.input(&c.batch, refusalLine(h.RequestID, "Sandlot doesn't know the request "+h.Request.Subtype+"."), false)
+		p.input(&c.batch, refusalLine(h.RequestID, h.Request.Subtype), false)
 		return
 	}
 	a := askOf(h)

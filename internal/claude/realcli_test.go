@@ -1,6 +1,7 @@
 package claude_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"iter"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
@@ -33,6 +35,50 @@ type hostRunner struct {
 	program string
 	env     map[string]string
 	procs   sync.WaitGroup
+
+	requestsMu sync.Mutex
+	requests   [][]byte // to the model
+}
+
+func (h *hostRunner) asked(body []byte) {
+	h.requestsMu.Lock()
+	defer h.requestsMu.Unlock()
+	h.requests = append(h.requests, body)
+}
+
+// conversations returns the messages of the requests to the model that come with tools.
+func (h *hostRunner) conversations(t *testing.T) (all [][]modelMessage) {
+	t.Helper()
+	h.requestsMu.Lock()
+	defer h.requestsMu.Unlock()
+	for _, body := range h.requests {
+		var req struct {
+			Tools    []any
+			Messages []modelMessage
+		}
+		if json.Unmarshal(body, &req) == nil && len(req.Tools) > 0 {
+			all = append(all, req.Messages)
+		}
+	}
+	return all
+}
+
+type modelMessage struct {
+	Role    string
+	Content json.RawMessage
+}
+
+type modelBlock struct {
+	Type, ID, Text string
+	ToolUse        string `json:"tool_use_id"`
+	Content        any
+	IsError        bool `json:"is_error"`
+}
+
+// blocks are those of a message; none if it is a bare string.
+func (m modelMessage) blocks() (b []modelBlock) {
+	_ = json.Unmarshal(m.Content, &b)
+	return b
 }
 
 func newHost(t *testing.T, changes ...func(*claude.Config)) (*world, *hostRunner) {
@@ -51,9 +97,15 @@ func newHost(t *testing.T, changes ...func(*claude.Config)) (*world, *hostRunner
 	demo := gateway.NewDemo()
 	demo.Pace, demo.Slow = -1, 20*time.Millisecond
 	gw := must[*gateway.Gateway](t)(gateway.New(gateway.Config{Demo: demo, Secret: []byte("a secret of the tests' own")}))
-	srv := httptest.NewServer(gw.Handler(w.sb.ID))
-	t.Cleanup(srv.Close)
 	h := &hostRunner{fakeRunner: w.runner, program: program, env: claude.Env(os.Getuid() == 0)}
+	toModel := gw.Handler(w.sb.ID)
+	srv := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body) // what is cut off the model refuses
+		h.asked(body)
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		toModel.ServeHTTP(rw, r)
+	}))
+	t.Cleanup(srv.Close)
 	for k, v := range gw.Env(w.sb.ID) {
 		h.env[k] = strings.ReplaceAll(v, "http://"+guest.Gateway, srv.URL) // of the API and of the proxy
 	}

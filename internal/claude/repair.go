@@ -84,6 +84,10 @@ type unfinished struct {
 
 const unfinishedText = "The process ended before this finished: Claude Code was stopped or died. Whether and how far it had effect is not known; look before you go on."
 
+// brokenOffText closes the turn that was cut off, as the CLI closes one that is interrupted. Without it the CLI adds a prompt of its own:
+// "Continue from where you left off."
+const brokenOffText = "[Request interrupted: the process of Claude Code ended]"
+
 // repair adds the results that are missing in a transcript. The CLI would drop uses of tools without a result when it resumes, so that
 // Claude would not know what it had begun. It returns the IDs of these uses.
 func repair(ctx context.Context, files Files, name string, now time.Time) ([]string, error) {
@@ -93,13 +97,14 @@ func repair(ctx context.Context, files Files, name string, now time.Time) ([]str
 	}
 	fresh := data[:u.size:u.size]
 	var ids []string
-	leaf := u.leaf
+	leaf, last := u.leaf, u.uses[len(u.uses)-1]
 	for _, missing := range u.uses {
-		line, uuid := resultLine(missing, leaf, now)
-		fresh = append(fresh, line...)
-		leaf = uuid
+		line := missing.line(leaf, now, block{Type: "tool_result", ToolUse: missing.id, Content: unfinishedText, IsError: true})
+		fresh, leaf = append(fresh, encode(line)...), line.UUID
+		fresh = append(fresh, '\n')
 		ids = append(ids, missing.id)
 	}
+	fresh = append(append(fresh, encode(last.line(leaf, now, block{Type: "text", Text: brokenOffText}))...), '\n')
 	if _, err := files.WriteFile(ctx, name, bytes.NewReader(fresh), 0o600); err != nil {
 		return nil, fmt.Errorf("claude: repair a transcript: %w", err)
 	}
@@ -170,34 +175,44 @@ func (u *unfinished) take(line []byte) {
 	}
 }
 
-// resultLine is the line that says that a tool was cut off, and its own name.
-func resultLine(missing use, parent string, now time.Time) ([]byte, string) {
-	type block struct {
-		Type    string `json:"type"`
-		ToolUse string `json:"tool_use_id"`
-		Content string `json:"content"`
-		IsError bool   `json:"is_error"`
+// block, message and line are what a repair writes.
+type block struct {
+	Type    string `json:"type"`
+	Text    string `json:"text,omitempty"`
+	ToolUse string `json:"tool_use_id,omitempty"`
+	Content string `json:"content,omitempty"`
+	IsError bool   `json:"is_error,omitempty"`
+}
+
+type message struct {
+	Role    string  `json:"role"`
+	Content []block `json:"content"`
+}
+
+type line struct {
+	Parent    string  `json:"parentUuid"`
+	Sidechain bool    `json:"isSidechain"`
+	Type      string  `json:"type"`
+	Message   message `json:"message"`
+	UUID      string  `json:"uuid"`
+	Timestamp string  `json:"timestamp"`
+	Result    string  `json:"toolUseResult,omitempty"`
+	Source    string  `json:"sourceToolAssistantUUID,omitempty"`
+	UserType  string  `json:"userType,omitempty"`
+	Entry     string  `json:"entrypoint,omitempty"`
+	CWD       string  `json:"cwd"`
+	Session   string  `json:"sessionId"`
+	Version   string  `json:"version"`
+	Branch    string  `json:"gitBranch,omitempty"`
+}
+
+// line is a line of the user's that belongs behind parent and says b.
+func (m use) line(parent string, now time.Time, b block) line {
+	e := m.from
+	l := line{Parent: parent, Type: "user", Message: message{"user", []block{b}}, UUID: newUUID(), Timestamp: now.UTC().Format("2006-01-02T15:04:05.000Z"),
+		UserType: e.UserType, Entry: e.Entry, CWD: e.CWD, Session: e.Session, Version: e.Version, Branch: e.Branch}
+	if b.ToolUse != "" {
+		l.Result, l.Source = "Error: "+b.Content, e.UUID
 	}
-	type message struct {
-		Role    string  `json:"role"`
-		Content []block `json:"content"`
-	}
-	e, uuid := missing.from, newUUID()
-	return append(encode(struct {
-		Parent    string  `json:"parentUuid"`
-		Sidechain bool    `json:"isSidechain"`
-		Type      string  `json:"type"`
-		Message   message `json:"message"`
-		UUID      string  `json:"uuid"`
-		Timestamp string  `json:"timestamp"`
-		Result    string  `json:"toolUseResult"`
-		Source    string  `json:"sourceToolAssistantUUID"`
-		UserType  string  `json:"userType,omitempty"`
-		Entry     string  `json:"entrypoint,omitempty"`
-		CWD       string  `json:"cwd"`
-		Session   string  `json:"sessionId"`
-		Version   string  `json:"version"`
-		Branch    string  `json:"gitBranch,omitempty"`
-	}{parent, false, "user", message{"user", []block{{"tool_result", missing.id, unfinishedText, true}}}, uuid,
-		now.UTC().Format("2006-01-02T15:04:05.000Z"), "Error: " + unfinishedText, e.UUID, e.UserType, e.Entry, e.CWD, e.Session, e.Version, e.Branch}), '\n'), uuid
+	return l
 }

@@ -29,9 +29,10 @@ type head struct {
 	RequestID string  `json:"request_id"`
 	Request   request `json:"request"`
 	Response  struct {
-		Subtype   string `json:"subtype"`
-		RequestID string `json:"request_id"`
-		Error     string `json:"error"`
+		Subtype   string          `json:"subtype"`
+		RequestID string          `json:"request_id"`
+		Error     string          `json:"error"`
+		Response  json.RawMessage `json:"response"`
 	} `json:"response"`
 }
 
@@ -115,19 +116,45 @@ func userLine(t sandbox.Turn, session string) []byte {
 
 // controlLine is something that we ask of the CLI.
 func controlLine(id string, what map[string]any) []byte {
-	return append(encode(map[string]any{"type": "control_request", "request_id": id, "request": what}), '\n')
+	return append(encode(struct {
+		Type    string         `json:"type"`
+		ID      string         `json:"request_id"`
+		Request map[string]any `json:"request"`
+	}{"control_request", id, what}), '\n')
+}
+
+// reply is an answer of ours. With its type first, for the CLI repeats it, and then it is to be known at once.
+type reply struct {
+	Type     string    `json:"type"`
+	Response replyBody `json:"response"`
+}
+
+type replyBody struct {
+	Subtype  string          `json:"subtype"`
+	ID       string          `json:"request_id"`
+	Response json.RawMessage `json:"response,omitempty"`
+	Error    string          `json:"error,omitempty"`
 }
 
 // answerLine answers what the CLI asked.
-func answerLine(id string, response any) []byte {
-	return append(encode(map[string]any{"type": "control_response",
-		"response": map[string]any{"subtype": "success", "request_id": id, "response": response}}), '\n')
+func answerLine(id string, response json.RawMessage) []byte {
+	return append(encode(reply{"control_response", replyBody{Subtype: "success", ID: id, Response: response}}), '\n')
 }
 
 // refusalLine answers what we don't know.
 func refusalLine(id, why string) []byte {
-	return append(encode(map[string]any{"type": "control_response",
-		"response": map[string]any{"subtype": "error", "request_id": id, "error": why}}), '\n')
+	return append(encode(reply{"control_response", replyBody{Subtype: "error", ID: id, Error: refusal + why}}), '\n')
+}
+
+// refusal is how our refusals begin.
+const refusal = "Sandlot doesn't know this request: "
+
+// isEcho reports whether a line is an answer of ours that the CLI repeats, as it does with all that it is told.
+func (h head) isEcho() bool {
+	var told struct {
+		Behavior string `json:"behavior"`
+	}
+	return strings.HasPrefix(h.Response.Error, refusal) || json.Unmarshal(h.Response.Response, &told) == nil && told.Behavior != ""
 }
 
 // askOf makes a row of what the CLI asks.
