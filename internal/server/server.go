@@ -111,6 +111,8 @@ type Server struct {
 
 	previews *previews // nil = none
 
+	talks sync.WaitGroup // WebSockets of sessions, of which http.Server knows nothing
+
 	stop     chan struct{} // closed when the server shuts down
 	stopOnce sync.Once
 }
@@ -186,6 +188,7 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	if s.previews != nil {
 		s.previews.wait()
 	}
+	s.talks.Wait()
 	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve HTTP: %w", err)
 	}

@@ -58,17 +58,19 @@ func (s *Server) sessionSocket(w http.ResponseWriter, r *http.Request) {
 		writeProblem(c.w, r, problemOf(err))
 		return
 	}
+	s.talks.Add(1) // before http.Server lets go of the connection and knows nothing of it any more
+	defer s.talks.Done()
 	// A browser sends its cookie from any page, so the page must be ours; a key is sent only by who has it.
 	conn, err := websocket.Accept(c.w, r, &websocket.AcceptOptions{InsecureSkipVerify: c.key != ""})
 	if err != nil {
 		return // it has been answered
 	}
+	c.w.status = http.StatusSwitchingProtocols
+	defer func() { _ = conn.CloseNow() }() // it was closed properly, if that was possible
 	conn.SetReadLimit(maxPrompt)
-	ctx, cancel := c.long(r.Context())
-	defer cancel()
-	so := &socket{s: s, c: c, conn: conn, session: session}
-	code, reason := so.serve(ctx, after)
-	_ = conn.Close(code, reason) // it may be gone
+	ctx, release := c.long(r.Context())
+	defer release()
+	(&socket{s: s, c: c, conn: conn, session: session}).serve(ctx, after)
 }
 
 // socket is one WebSocket of a session.
@@ -82,49 +84,62 @@ type socket struct {
 }
 
 // serve returns when the peer has gone, or can't be served any more.
-func (so *socket) serve(ctx context.Context, after int64) (websocket.StatusCode, string) {
+func (so *socket) serve(ctx context.Context, after int64) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	// A read or write whose context ends cuts the connection, and the end has still to be told then.
+	open, shut := context.WithCancel(context.WithoutCancel(ctx))
+	defer shut()
 	var parts sync.WaitGroup
-	defer parts.Wait()
-	defer cancel(nil)
-	parts.Go(func() { cancel(so.events(ctx, after)) })
-	parts.Go(func() { cancel(so.beat(ctx)) })
-	parts.Go(func() { cancel(so.read(ctx)) })
+	parts.Go(func() { cancel(so.events(ctx, open, after)) })
+	parts.Go(func() { cancel(so.beat(ctx, open)) })
+	parts.Go(func() { cancel(so.read(open)) })
 	<-ctx.Done()
-	switch {
+	switch cause := context.Cause(ctx); {
 	case so.c.stopping():
-		return websocket.StatusGoingAway, "the server is shutting down"
-	case errors.Is(context.Cause(ctx), errTooSlow):
-		return websocket.StatusPolicyViolation, errTooSlow.Error()
+		_ = so.conn.Close(websocket.StatusGoingAway, "the server is shutting down") // a peer that left needs no end
+	case errors.Is(cause, errTooSlow):
+		so.c.fail(refuse(http.StatusRequestTimeout, "too_slow", "The messages were not read; read on from the last seq."))
+	case errors.Is(cause, errPeerGone), errors.Is(cause, context.Canceled):
+		_ = so.conn.Close(websocket.StatusNormalClosure, "") // it may be gone
+	default:
+		p := problemOf(cause)
+		so.c.fail(p)
+		_ = so.send(open, api.SocketOut{Type: api.SocketError, Problem: &p.Problem}) // as above
+		_ = so.conn.Close(websocket.StatusInternalError, p.Code)
 	}
-	return websocket.StatusNormalClosure, ""
+	shut()
+	parts.Wait()
 }
 
-var errTooSlow = errors.New("the messages were not read; read on from the last seq")
+// Why a socket ends from its peer's side.
+var (
+	errTooSlow  = errors.New("the peer doesn't read")
+	errPeerGone = errors.New("the peer is gone")
+)
 
 // send writes one message. A peer that takes none for too long is cut off, so that it holds no more than this message.
-func (so *socket) send(ctx context.Context, out api.SocketOut) error {
+func (so *socket) send(open context.Context, out api.SocketOut) error {
 	b, err := json.Marshal(out)
 	if err != nil {
 		return fmt.Errorf("encode a message: %w", err)
 	}
 	so.mu.Lock()
 	defer so.mu.Unlock()
-	short, cancel := context.WithTimeout(ctx, so.s.cfg.WriteTimeout)
+	short, cancel := context.WithTimeout(open, so.s.cfg.WriteTimeout)
 	defer cancel()
 	if err := so.conn.Write(short, websocket.MessageText, b); err != nil {
-		if short.Err() != nil && ctx.Err() == nil {
+		if short.Err() != nil && open.Err() == nil {
 			return errTooSlow
 		}
-		return fmt.Errorf("write to the socket: %w", err)
+		return fmt.Errorf("%w: write to the socket: %w", errPeerGone, err)
 	}
 	return nil
 }
 
 // events sends the log, and how the session stands whenever that may have changed.
-func (so *socket) events(ctx context.Context, after int64) error {
-	if err := so.state(ctx); err != nil {
+func (so *socket) events(ctx, open context.Context, after int64) error {
+	if err := so.state(ctx, open); err != nil {
 		return err
 	}
 	for e, err := range so.s.cfg.Sessions.Events(ctx, so.c.account, so.session, after, true) {
@@ -132,30 +147,30 @@ func (so *socket) events(ctx context.Context, after int64) error {
 			return err
 		}
 		ev := fromSessionEvent(e)
-		if err := so.send(ctx, api.SocketOut{Type: api.SocketEvent, SessionEvent: &ev}); err != nil {
+		if err := so.send(open, api.SocketOut{Type: api.SocketEvent, SessionEvent: &ev}); err != nil {
 			return err
 		}
 		if e.Kind == sandbox.SessionLine || e.Kind == sandbox.SessionPartial {
 			continue
 		}
-		if err := so.state(ctx); err != nil {
+		if err := so.state(ctx, open); err != nil {
 			return err
 		}
 	}
 	return ctx.Err()
 }
 
-func (so *socket) state(ctx context.Context) error {
+func (so *socket) state(ctx, open context.Context) error {
 	st, err := so.s.cfg.Sessions.Session(ctx, so.c.account, so.session)
 	if err != nil {
 		return err
 	}
 	ses := fromSession(st)
-	return so.send(ctx, api.SocketOut{Type: api.SocketState, Session: &ses})
+	return so.send(open, api.SocketOut{Type: api.SocketState, Session: &ses})
 }
 
 // beat finds out whether the peer is there.
-func (so *socket) beat(ctx context.Context) error {
+func (so *socket) beat(ctx, open context.Context) error {
 	tick := time.NewTicker(so.s.cfg.Heartbeat)
 	defer tick.Stop()
 	for {
@@ -164,11 +179,11 @@ func (so *socket) beat(ctx context.Context) error {
 			return ctx.Err()
 		case <-tick.C:
 		}
-		short, cancel := context.WithTimeout(ctx, so.s.cfg.WriteTimeout)
+		short, cancel := context.WithTimeout(open, so.s.cfg.WriteTimeout)
 		err := so.conn.Ping(short)
 		cancel()
 		if err != nil {
-			return fmt.Errorf("ping: %w", err)
+			return fmt.Errorf("%w: ping: %w", errPeerGone, err)
 		}
 	}
 }
@@ -178,7 +193,7 @@ func (so *socket) read(ctx context.Context) error {
 	for {
 		kind, b, err := so.conn.Read(ctx)
 		if err != nil {
-			return fmt.Errorf("read from the socket: %w", err)
+			return fmt.Errorf("%w: read from the socket: %w", errPeerGone, err)
 		}
 		var in api.SocketIn
 		if kind != websocket.MessageText {
