@@ -72,9 +72,14 @@ func memoryEndsTheLargestRun(t *testing.T, s suite) {
 	if now, err := c.Run(within(t), small.ID); err != nil || now.State != guest.StateRunning {
 		t.Errorf("the other run: %+v, %v", now, err)
 	}
-	// What was killed has given its memory back.
-	if r := sh(t, c, "head -c 50M /dev/zero | tail | wc -c"); !r.exited(0) {
-		t.Errorf("a run after it: %v", r)
+	// What was killed gives its memory back. On a busy machine that takes seconds, in which there is none for others.
+	var after result
+	eventually(t, "there is memory for a run after it", func() bool {
+		after = sh(t, c, "head -c 50M /dev/zero | tail | wc -c")
+		return after.exited(0) || after.run.State != guest.StateOOM
+	})
+	if !after.exited(0) {
+		t.Errorf("a run after it: %v", after)
 	}
 }
 

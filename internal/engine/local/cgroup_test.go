@@ -2,6 +2,7 @@ package local
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -33,7 +34,12 @@ const (
 func TestPlace(t *testing.T) {
 	t.Parallel()
 	all := sandbox.Spec{MemoryMiB: 300, CPU: 1.5, PIDs: 100}
-	self := strconv.Itoa(os.Getpid())
+	cmd := exec.CommandContext(t.Context(), "sleep", "600") // without children
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Wait() }) // it is killed
+	pid := strconv.Itoa(cmd.Process.Pid)
 	const memory = "448790528" // 300 MiB and what gVisor itself may use
 	for name, c := range map[string]struct {
 		mounts string
@@ -43,15 +49,15 @@ func TestPlace(t *testing.T) {
 	}{
 		"v2": {mountsV2, all, map[string]string{
 			"ours/box/memory.max": memory, "ours/box/memory.swap.max": "0", "ours/box/memory.oom.group": "1", "ours/box/cpu.max": "150000 100000",
-			"ours/box/pids.max": "600", "ours/box/cgroup.procs": self,
+			"ours/box/pids.max": "600", "ours/box/cgroup.procs": pid,
 		}, sandbox.ByCgroup2},
 		"v2, nothing asked": {mountsV2, sandbox.Spec{}, map[string]string{
-			"ours/box/pids.max": "12588", "ours/box/cgroup.procs": self, "ours/box/memory.max": "", "ours/box/cpu.max": "",
+			"ours/box/pids.max": "12588", "ours/box/cgroup.procs": pid, "ours/box/memory.max": "", "ours/box/cpu.max": "",
 		}, sandbox.ByCgroup2},
 		"v1": {mountsV1, all, map[string]string{
-			"memory/ours/box/memory.limit_in_bytes": memory, "memory/ours/box/memory.memsw.limit_in_bytes": memory, "memory/ours/box/cgroup.procs": self,
-			"cpu,cpuacct/ours/box/cpu.cfs_quota_us": "150000", "cpu,cpuacct/ours/box/cgroup.procs": self,
-			"pids/ours/box/pids.max": "600", "pids/ours/box/cgroup.procs": self,
+			"memory/ours/box/memory.limit_in_bytes": memory, "memory/ours/box/memory.memsw.limit_in_bytes": memory, "memory/ours/box/cgroup.procs": pid,
+			"cpu,cpuacct/ours/box/cpu.cfs_quota_us": "150000", "cpu,cpuacct/ours/box/cgroup.procs": pid,
+			"pids/ours/box/pids.max": "600", "pids/ours/box/cgroup.procs": pid,
 		}, sandbox.ByCgroup1},
 		"v1, nothing asked": {mountsV1, sandbox.Spec{}, map[string]string{
 			"pids/ours/box/pids.max": "12588", "memory/ours/box/cgroup.procs": "", "cpu,cpuacct/ours/box/cgroup.procs": "",
@@ -67,7 +73,7 @@ func TestPlace(t *testing.T) {
 					t.Errorf("%s is limited by %s", controller, by)
 				}
 			}
-			if err := g.place("box", c.spec, os.Getpid(), 0); err != nil {
+			if err := g.place("box", c.spec, cmd.Process.Pid, 0); err != nil {
 				t.Fatal(err)
 			}
 			for path, want := range c.want {
