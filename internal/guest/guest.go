@@ -26,6 +26,7 @@ const GatewayPort = 39100
 type Command struct {
 	ID      string            `json:"id"` // ours; starting the same ID twice gives the first one's run
 	Argv    []string          `json:"argv"`
+	Shell   bool              `json:"shell,omitempty"`    // without Argv: the user's shell, or bash, or sh
 	Env     map[string]string `json:"env,omitempty"`      // added to the sandbox's
 	Dir     string            `json:"dir,omitempty"`      // default: the sandbox's workdir
 	MakeDir bool              `json:"make_dir,omitempty"` // make Dir, root's, if it isn't there

@@ -45,6 +45,9 @@ func refuse(code, field, format string, args ...any) *Error {
 
 // plan checks cmd. What it can't see is left to the kernel: see refusal.
 func (s *Server) plan(cmd Command) (plan, error) {
+	if cmd.Shell && len(cmd.Argv) == 0 {
+		cmd.Argv = []string{s.shell(cmd.User)}
+	}
 	p := plan{cmd: cmd}
 	switch {
 	case !validID(cmd.ID):
