@@ -106,7 +106,7 @@ type Size struct {
 type Run struct {
 	ID        string     `json:"id"`
 	Sandbox   string     `json:"sandbox"`
-	Kind      string     `json:"kind" enum:"exec,claude,entrypoint"`
+	Kind      string     `json:"kind" enum:"exec,terminal,claude,entrypoint"`
 	Session   string     `json:"session,omitempty"`
 	Argv      []string   `json:"argv"`
 	State     string     `json:"state" enum:"running,exited,signaled,timeout,oom,lost" doc:"oom: killed because the sandbox's memory was used up. lost: its end was not seen."`

@@ -1,5 +1,5 @@
-// Package client speaks Sandlot's HTTP API from Go: requests, errors and streams that resume where they were cut. It
-// imports the wire types and the standard library only.
+// Package client speaks Sandlot's HTTP API from Go: requests, errors, streams that resume where they were cut, and terminals. It
+// imports the wire types, a WebSocket library and the standard library only.
 package client
 
 import (

@@ -215,3 +215,8 @@ func (c *Client) Run(ctx context.Context, sandbox, run string) (api.Run, error) 
 func (c *Client) Signal(ctx context.Context, sandbox, run, signal string) error {
 	return c.call(ctx, http.MethodPost, segments("sandbox", sandbox, "run", run, "signal"), nil, api.Signal{Signal: signal}, nil)
 }
+
+// EndRun ends a run, kindly at first, and returns it when it has ended.
+func (c *Client) EndRun(ctx context.Context, sandbox, run string) (api.Run, error) {
+	return call[api.Run](ctx, c, http.MethodDelete, segments("sandbox", sandbox, "run", run), nil, nil)
+}

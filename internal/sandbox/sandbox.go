@@ -93,8 +93,9 @@ type RunKind string
 
 // The kinds of run.
 const (
-	RunExec   RunKind = "exec"
-	RunClaude RunKind = "claude"
+	RunExec     RunKind = "exec"
+	RunTerminal RunKind = "terminal"
+	RunClaude   RunKind = "claude"
 
 	RunEntrypoint RunKind = "entrypoint" // what the image wants to be started with every sandbox
 )

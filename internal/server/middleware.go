@@ -103,7 +103,7 @@ var apiPrefixes = map[string]bool{
 
 // pages are the API's routes that are also pages of the UI: a browser that goes there gets the page.
 var pages = map[string]bool{
-	"GET /sandbox": true, "GET /sandbox/{id}": true, "GET /session": true, "GET /session/{id}": true,
+	"GET /sandbox": true, "GET /sandbox/{id}": true, "GET /sandbox/{id}/terminal": true, "GET /session": true, "GET /session/{id}": true,
 	"GET /image": true, "GET /image/{image}": true, "GET /secret": true,
 }
 

@@ -70,6 +70,7 @@ func (s *Server) routes() error {
 
 	s.sandboxRoutes(h)
 	s.runRoutes(h)
+	s.terminalRoutes(h)
 	s.sessionRoutes(h)
 	s.fileRoutes(h)
 	s.imageRoutes(h)

@@ -22,8 +22,8 @@ const maxListed = 1 << 20
 // octets are bytes.
 var octets = &huma.MediaType{Schema: &huma.Schema{Type: huma.TypeString, Format: "binary"}}
 
-// binary describes an answer of bytes.
-func binary(h huma.API) map[string]*huma.Response {
+// inOctets describes an answer of bytes.
+func inOctets(h huma.API) map[string]*huma.Response {
 	all := answers(h, nil, "")
 	all["200"].Content["application/octet-stream"] = octets
 	return all

@@ -42,7 +42,7 @@ func (s *Server) runRoutes(h huma.API) {
 	}), s.runEvents)
 	add(s, h, strict(huma.Operation{
 		OperationID: "run-output", Method: http.MethodGet, Path: "/sandbox/{id}/run/{run}/output", Tags: tags, Summary: "Read a run's output as bytes",
-		Description: "Byte for byte as it was written. Trailers say how the run was then, and whether bytes are missing.", Responses: binary(h),
+		Description: "Byte for byte as it was written. Trailers say how the run was then, and whether bytes are missing.", Responses: inOctets(h),
 	}), s.runOutput)
 	add(s, h, strict(huma.Operation{
 		OperationID: "write-stdin", Method: http.MethodPost, Path: "/sandbox/{id}/run/{run}/stdin", Tags: tags, Summary: "Write to a run's input",
@@ -75,7 +75,7 @@ func (s *Server) exec(ctx context.Context, c *call, in *execInput) (*huma.Stream
 		ended, err := s.collect(ctx, c, run, cmd)
 		if err != nil {
 			if attached && ctx.Err() != nil {
-				s.endRun(ctx, c, run)
+				s.abandonRun(ctx, c, run)
 			}
 			return nil, err
 		}
@@ -83,22 +83,22 @@ func (s *Server) exec(ctx context.Context, c *call, in *execInput) (*huma.Stream
 	}
 	if run, err = s.cfg.Manager.StartRun(ctx, run, cmd, nil); err != nil {
 		if attached && ctx.Err() != nil {
-			s.endRun(ctx, c, run)
+			s.abandonRun(ctx, c, run)
 		}
 		return nil, err
 	}
 	return s.streaming(c, func(ctx context.Context, out *stream) error {
 		err := s.followRun(ctx, out, run, 0)
 		if attached && ctx.Err() != nil {
-			s.endRun(ctx, c, run)
+			s.abandonRun(ctx, c, run)
 		}
 		return err
 	}), nil
 }
 
-// endRun ends a run that nobody wants any more: the caller has left who asked for it to be attached. When the server shuts down, callers
+// abandonRun ends a run that nobody wants any more: the caller has left who asked for it to be attached. When the server shuts down, callers
 // haven't left.
-func (s *Server) endRun(ctx context.Context, c *call, run sandbox.Run) {
+func (s *Server) abandonRun(ctx context.Context, c *call, run sandbox.Run) {
 	const grace = 5 * time.Second
 	ctx, cancel := c.long(context.WithoutCancel(ctx))
 	defer cancel()

@@ -36,6 +36,7 @@ type Manager interface {
 	Resume(ctx context.Context, account string, id sandbox.ID) (sandbox.Sandbox, error)
 	Guest(ctx context.Context, account string, id sandbox.ID) (*guest.Client, error)
 	Images
+	Terminals
 
 	StartRun(ctx context.Context, run sandbox.Run, cmd guest.Command, insert func(context.Context, sandbox.Run) error) (sandbox.Run, error)
 	RunShort(ctx context.Context, run sandbox.Run, cmd guest.Command) (_ sandbox.Run, output []guest.Frame, err error)
@@ -111,7 +112,8 @@ type Server struct {
 
 	previews *previews // nil = none
 
-	talks sync.WaitGroup // WebSockets of sessions, of which http.Server knows nothing
+	hub     *hub
+	sockets sync.WaitGroup // WebSockets, of which http.Server knows nothing
 
 	stop     chan struct{} // closed when the server shuts down
 	stopOnce sync.Once
@@ -137,7 +139,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{
 		cfg: cfg, mux: http.NewServeMux(), open: map[string]bool{}, web: newSessions(cfg.Store.WebSessions()),
-		csrf: http.NewCrossOriginProtection(), stop: make(chan struct{}),
+		csrf: http.NewCrossOriginProtection(), stop: make(chan struct{}), hub: newHub(cfg.Manager),
 	}
 	var err error
 	if s.ui, err = loadSite(cfg.UI); err != nil {
@@ -188,7 +190,8 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	if s.previews != nil {
 		s.previews.wait()
 	}
-	s.talks.Wait()
+	s.sockets.Wait()
+	s.hub.stop()
 	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve HTTP: %w", err)
 	}

@@ -58,8 +58,8 @@ func (s *Server) sessionSocket(w http.ResponseWriter, r *http.Request) {
 		writeProblem(c.w, r, problemOf(err))
 		return
 	}
-	s.talks.Add(1) // before http.Server lets go of the connection and knows nothing of it any more
-	defer s.talks.Done()
+	s.sockets.Add(1) // before http.Server lets go of the connection and knows nothing of it any more
+	defer s.sockets.Done()
 	// A browser sends its cookie from any page, so the page must be ours; a key is sent only by who has it.
 	conn, err := websocket.Accept(c.w, r, &websocket.AcceptOptions{InsecureSkipVerify: c.key != ""})
 	if err != nil {
