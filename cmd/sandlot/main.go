@@ -28,7 +28,8 @@ func main() {
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
 
-// run is main with its surroundings as parameters. It returns the exit code: 0, 1 for an error, 130 after an interrupt.
+// run is main with its surroundings as parameters. It returns the exit code: 0, 1 for an error, 130 after an interrupt, or
+// that of the program in a sandbox.
 func run(args []string, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -42,10 +43,14 @@ func run(args []string, stdout, stderr io.Writer) int {
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.AddCommand(serveCommand(), doctorCommand(), signinCommand(), versionCommand())
+	root.AddCommand(lsCommand(), createCommand(), rmCommand(), execCommand(), shellCommand())
 	err := root.ExecuteContext(ctx)
+	code := exitCode(0)
 	switch {
 	case err == nil:
 		return 0
+	case errors.As(err, &code):
+		return int(code)
 	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
 		return 130
 	default:
