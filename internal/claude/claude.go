@@ -51,11 +51,12 @@ func EnvOf(spec sandbox.Spec) map[string]string {
 // agentIsRoot says that processes run as uid 0; the CLI then wants to be told that it is in a sandbox.
 func Env(agentIsRoot bool) map[string]string {
 	env := map[string]string{
-		"PATH":                searchPath,
-		"LANG":                "C.UTF-8",
-		"XDG_CACHE_HOME":      cacheDir,
-		"npm_config_cache":    cacheDir + "/npm",
-		"DISABLE_AUTOUPDATER": "1",
+		"PATH":                        searchPath,
+		"LANG":                        "C.UTF-8",
+		"XDG_CACHE_HOME":              cacheDir,
+		"npm_config_cache":            cacheDir + "/npm",
+		"DISABLE_AUTOUPDATER":         "1",
+		"DISABLE_INSTALLATION_CHECKS": "1", // it is where no installer of its own would put it
 		"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
 	}
 	for k, v := range HomeEnv(DefaultWorkdir) {
