@@ -6,7 +6,7 @@ const ROUTES = [
   ["home", /^\/$/],
   ["new", /^\/new$/],
   ["sessions", /^\/sessions$/],
-  ["session", /^\/session\/(ses_[^/]+)$/],
+  ["session", /^\/session\/(ses_[^/]+)(?:\/(files))?$/],
   ["sandboxes", /^\/sandboxes$/],
   ["sandbox", /^\/sandbox\/(sbx_[^/]+)$/],
   ["images", /^\/images?$/],
@@ -15,13 +15,13 @@ const ROUTES = [
   ["signin", /^\/signin$/],
 ];
 
-// match reads a path: {name, id, query}. An unknown path is the route "lost".
+// match reads a path: {name, id, panel, query}. An unknown path is the route "lost".
 export function match(path, search = "") {
   for (const [name, pattern] of ROUTES) {
     const m = pattern.exec(path);
-    if (m) return { name, id: m[1] ? decodeURIComponent(m[1]) : "", query: new URLSearchParams(search), path };
+    if (m) return { name, id: m[1] ? decodeURIComponent(m[1]) : "", panel: m[2] || "", query: new URLSearchParams(search), path };
   }
-  return { name: "lost", id: "", query: new URLSearchParams(search), path };
+  return { name: "lost", id: "", panel: "", query: new URLSearchParams(search), path };
 }
 
 export const route = signal(match("/"));

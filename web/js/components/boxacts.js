@@ -10,7 +10,7 @@ import { Busy, Dialog, Left, ProblemNotice } from "./bits.js";
 import { Field, NetworkFields } from "./fields.js";
 
 // Act is a dialog with one field's worth of form: Enter does it.
-function Act({ title, act, words, onClose, onDone, children, failed }) {
+export function Act({ title, act, words, onClose, onDone, children, failed }) {
   const [problem, setProblem] = useState(null);
   const [running, setRunning] = useState(false);
   const go = async () => {

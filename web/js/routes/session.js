@@ -8,12 +8,14 @@ import * as feeds from "../feed.js";
 import { askedOf, continueSession, live, newSandbox, nextSandbox, resume } from "../actions.js";
 import { money, plural, sentence, tokens, volumeName } from "../format.js";
 import { totals } from "../reducer.js";
+import { route } from "../router.js";
 import { Icon } from "../components/icons.js";
 import { Busy, Notice, ProblemNotice, Scoreboard, Skeleton } from "../components/bits.js";
 import { Asks } from "../components/ask.js";
 import { Activity } from "../components/activity.js";
 import { Composer } from "../components/composer.js";
 import { Log } from "../components/log.js";
+import { Panel, PanelButton } from "../components/panel.js";
 import { Queue, takeBack } from "../components/queue.js";
 import { Lost } from "./lost.js";
 import { boardOf } from "../components/facts.js";
@@ -160,9 +162,9 @@ class Page extends Component {
     const last = log.turns[log.turns.length - 1];
     const cwd = (log.init && log.init.cwd) || (sb && sb.workdir) || "/workspace";
     const why = ended ? "waits for a sandbox" : sb.state === "creating" ? "sent when the sandbox is ready" : asleep ? "sent when the sandbox is resumed" : "waits for the connection";
-    return html`<header class="top"><a class="btn quiet icon only-phone" href="/sessions" aria-label="Back to sessions"><${Icon} name="back" /></a><h1 class="cut" title=${title}>${title}</h1><span class="grow"></span></header>
+    return html`<header class="top"><a class="btn quiet icon only-phone" href="/sessions" aria-label="Back to sessions"><${Icon} name="back" /></a><h1 class="cut" title=${title}>${title}</h1><span class="grow"></span><${PanelButton} base=${`/session/${id}`} /></header>
       <${Scoreboard} label=${sb ? `Sandbox ${sb.name}` : "Session"} slots=${slots(session, sb, log, () => this.setState({ timing: true }))} />
-      <section class="talk" aria-label="Conversation">
+      <div class="split"><section class="talk" aria-label="Conversation">
         <${Log} ref=${this.log} turns=${log.turns} busy=${busy} cwd=${cwd} name=${store.me.value && store.me.value.account_name} sent=${sent} onAgain=${ended ? null : (text) => this.send(text, "")}>
           ${ended && html`<${Ended} session=${session} sb=${own} onProblem=${(p) => this.setState({ problem: p })} />`}
           ${!ended && own && own.id !== sb.id && html`<${Notice} kind="note" title=${sb.state === "creating" ? "A new sandbox is being created for this session." : "This session goes on in a new sandbox."}><span>The files and the conversation are there; processes of the old one are not.</span></${Notice}>`}
@@ -177,7 +179,7 @@ class Page extends Component {
             hint=${busy ? "Enter queues your message" : ""} placeholder=${ended ? "Writing here starts a new sandbox and continues" : "Reply to Claude"} />
         </div>
         ${timing && sb && html`<${TimeDialog} sb=${sb} onClose=${() => this.setState({ timing: false })} />`}
-      </section>`;
+      </section>${route.value.panel && html`<${Panel} base=${`/session/${id}`} sb=${sb} />`}</div>`;
   }
 }
 
