@@ -40,7 +40,7 @@ func (s *Server) makeDir(_ http.ResponseWriter, r *http.Request) (any, error) {
 	if err := os.Mkdir(path, 0o700); err != nil {
 		return nil, fileError(err, path)
 	}
-	d, err := os.OpenFile(path, os.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NOFOLLOW, 0)
+	d, err := openDir(path)
 	if err != nil {
 		return nil, fileError(err, path)
 	}
@@ -242,7 +242,7 @@ func setTime(f *os.File, at time.Time) error {
 }
 
 func copyEntries(r *http.Request, from, to string) error {
-	dir, err := os.OpenFile(from, os.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NOFOLLOW, 0)
+	dir, err := openDir(from)
 	if err != nil {
 		return err
 	}
@@ -339,6 +339,36 @@ func unescapeMount(s string) string {
 		b.WriteByte(s[i])
 	}
 	return b.String()
+}
+
+// openDirAt opens a directory in dir and follows no link. Not by O_DIRECTORY: with that gVisor follows one, O_NOFOLLOW or not.
+func openDirAt(dir *os.File, name string) (*os.File, error) {
+	f, err := openAt(dir, name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, err
+	}
+	return onlyDir(f)
+}
+
+// openDir is openDirAt for a path; a link before its last part is followed.
+func openDir(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK|syscall.O_NOCTTY, 0)
+	if err != nil {
+		return nil, err
+	}
+	return onlyDir(f)
+}
+
+func onlyDir(f *os.File) (*os.File, error) {
+	fi, err := f.Stat()
+	if err == nil && !fi.IsDir() {
+		err = &fs.PathError{Op: "open", Path: f.Name(), Err: syscall.ENOTDIR}
+	}
+	if err != nil {
+		_ = f.Close() // only looked at
+		return nil, err
+	}
+	return f, nil
 }
 
 // openAt opens name in dir and follows no link.

@@ -375,10 +375,10 @@ func (u *unpacker) leave() {
 func (u *unpacker) walk(name string, create bool) (*os.File, error) {
 	dir := u.root
 	for part := range strings.SplitSeq(name, "/") {
-		next, err := openAt(dir, part, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK, 0)
+		next, err := openDirAt(dir, part)
 		if create && errors.Is(err, fs.ErrNotExist) {
 			if _, err = u.mkdir(dir, part); err == nil {
-				next, err = openAt(dir, part, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK, 0)
+				next, err = openDirAt(dir, part)
 			}
 		}
 		if dir != u.root {
@@ -411,7 +411,7 @@ func (u *unpacker) mkdir(dir *os.File, name string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	d, err := openAt(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK, 0)
+	d, err := openDirAt(dir, name)
 	if err != nil {
 		return true, err
 	}

@@ -294,7 +294,7 @@ func (s *Server) makeDirs(dir string, own owner) error {
 		}
 		return err
 	}
-	d, err := os.OpenFile(dir, os.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NOFOLLOW, 0)
+	d, err := openDir(dir)
 	if err != nil {
 		return err
 	}
