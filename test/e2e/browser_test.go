@@ -285,7 +285,7 @@ func TestBrowserTurns(t *testing.T) {
 	b.do("reload in the middle", chromedp.Reload())
 	b.until("the answer goes on streaming", `document.querySelector(".prose.live")?.innerText.includes("demo model")`)
 	b.write("Show me code blocks.")
-	b.until("the second message waits", `document.querySelector(".queued")?.innerText.includes("sent when Claude is done")`)
+	b.until("the second message waits", `document.querySelector(".queued")?.innerText.includes("next, when Claude is done")`)
 	b.do("press Escape", chromedp.KeyEvent(kb.Escape))
 	has(t, "the stopped turn", b.finished(1), "Stopped by you")
 
@@ -310,6 +310,57 @@ func TestBrowserTurns(t *testing.T) {
 	b.do("type and reload", chromedp.Focus("textarea"), insert("not sent yet"), chromedp.Reload())
 	b.until("the draft is there again", `document.querySelector("textarea")?.value === "not sent yet"`)
 	b.wantNoFaults()
+}
+
+// TestBrowserAsks is what Claude wants of people: it is shown in every browser, outlasts a reload, and is answered once.
+func TestBrowserAsks(t *testing.T) {
+	t.Parallel()
+	s := start(t, options{})
+	sb := create(t, s, api.CreateSandbox{})
+	b := open(t, s)
+	choose := func(mode string) {
+		b.do("choose "+mode, script(fmt.Sprintf(`const s = document.querySelector(".composer select"); s.value = %q; s.dispatchEvent(new Event("change", {bubbles: true}))`, mode)))
+	}
+	b.do("open the sandbox", chromedp.Navigate(s.url+"/sandbox/"+sb.ID), chromedp.WaitVisible(".composer select"))
+	choose("default")
+	b.write("ask permission for something")
+	const ready = `document.querySelector(".ask-card:not(.fresh)")`
+	b.until("Claude asks", ready)
+	has(t, "the card", b.text(".ask-card"), "Run this command?", "Allow once", "For this session", "Deny", "denied in")
+	b.until("the list and the title say so", `document.querySelector(".sess.need") && document.title.startsWith("◆ 1")`)
+	b.do("type what to do instead, and reload", chromedp.Focus(".ask-card input"), insert("not like this"), chromedp.Reload())
+	b.until("it still asks, and what was typed is there", ready+` && document.querySelector(".ask-card input").value === "not like this"`)
+
+	// Somebody else, at a browser of their own, is quicker.
+	c := open(t, s)
+	c.do("sign in elsewhere", script(fmt.Sprintf(`await fetch("/signin", {method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify({key: %q})})`, adminKey)))
+	c.do("open the session elsewhere", chromedp.Navigate(ask[string](b, "location.href")))
+	c.until("it asks there too", ready)
+	c.do("allow it", script(`document.querySelector('.ask-card [data-key="1"]').click()`))
+	b.until("the answer is told here", `document.querySelector(".told")?.innerText.includes("Allowed") && !document.querySelector(".ask-card")`)
+	b.finished(1)
+
+	b.write("ask permission again")
+	b.until("Claude asks again", ready)
+	b.do("say what to do instead", chromedp.Focus(".ask-card input"), insert("not like this"), chromedp.KeyEvent(kb.Enter))
+	has(t, "the turn that was denied something", b.finished(2), "denied", "not like this")
+
+	b.write("ask me a question")
+	b.until("Claude has a question", ready+` && document.querySelector(".opt input")`)
+	b.do("choose the first", script(`document.querySelector(".opt input").click()`))
+	b.press("Next")
+	b.until("there is another", `document.querySelector(".opt input[type=checkbox]")`)
+	b.do("choose the first", script(`document.querySelector(".opt input").click()`))
+	b.press("Answer")
+	has(t, "the turn with a question", b.finished(3), "Answered")
+
+	choose("plan")
+	b.write("make a plan")
+	b.until("there is a plan", ready+` && document.querySelector(".ask-what.doc")`)
+	b.press("Start, accept edits")
+	has(t, "the turn with a plan", b.finished(4), "Plan approved")
+	b.wantNoFaults()
+	c.wantNoFaults()
 }
 
 // TestBrowserPlace checks that the page doesn't move under a reader while an answer streams.

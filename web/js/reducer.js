@@ -168,9 +168,12 @@ function decided(t, a, seq) {
   add(t, MAIN, { kind: "note", key: `ask-${seq}`, tone: "plain", title: verdict(a), text: "" });
 }
 
-// verdict says in a line what became of an ask, for people; by is shown as it was recorded unless names knows better.
-export function verdict(a, names = {}) {
-  const who = a.by ? ` by ${names[a.by] || a.by}` : "";
+// by says who answered an ask.
+export const by = (a) => (!a.by ? "" : a.by === "web" ? " in a browser" : ` by ${a.by}`);
+
+// verdict says in a line what became of an ask, for people.
+export function verdict(a) {
+  const who = by(a);
   const message = a.answer && a.answer.message ? `: ${a.answer.message}` : "";
   switch (a.state) {
     case "allowed":

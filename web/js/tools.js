@@ -1,6 +1,6 @@
 // What a tool call looks like as one line, and what is behind it. Pure: from the call's item to plain data.
 
-import { isPlanTool, resultText } from "./reducer.js";
+import { by, isPlanTool, resultText } from "./reducer.js";
 import { bytes, clip, duration, plural, tokens } from "./format.js";
 
 // partialInput reads what can be read of an input whose JSON is still coming: the string fields that are complete, and
@@ -41,7 +41,7 @@ export function describe(call, { cwd = "", ended = null } = {}) {
   const asked = call.ask && state !== "ok" ? call.ask : null;
   if (asked && asked.state === "pending") row.waits = true;
   if (asked && ["denied", "expired"].includes(asked.state) && state === "failed") {
-    row.meta.unshift({ text: asked.by ? `denied by ${asked.by}` : "denied", tone: "no" });
+    row.meta.unshift({ text: `denied${by(asked)}`, tone: "no" });
     row.denied = asked.answer && asked.answer.message;
   }
   if (state === "failed" && !row.meta.some((m) => m.tone === "no")) row.meta.unshift({ text: denied(r) ? "denied" : "failed", tone: "no" });

@@ -291,7 +291,7 @@ test("the answer to a question leaves a line in the log", () => {
   const l = asked("question", "AskUserQuestion", { questions: [{ question: "Which?", options: [{ label: "A" }] }] });
   l.put("answer", { type: "answer", prompt: "prm_1", kind: "question", tool_use_id: "tool1", state: "allowed", answered_by: "web", answer: { behavior: "allow", updatedInput: { answers: { "Which?": "A" } } } });
   const s = fold(l.events);
-  assert.equal(items(s)[1].title, "Answered by web: A");
+  assert.equal(items(s)[1].title, "Answered in a browser: A");
 });
 
 for (const [state, words] of [["expired", /^Nobody answered/], ["withdrawn", /^Withdrawn/], ["lost", /process ended/]]) {
