@@ -64,11 +64,13 @@ type process struct {
 	inputs   []sandbox.Input // that may not have been written yet
 	writing  bool
 	writeAt  time.Time         // when to try again
+	failures int               // of writes, one after the other
 	controls map[string]string // our requests that were not answered yet, and what they are
 	spoke    time.Time         // when it last said something
 	idle     time.Time         // since when it has had no turn
 	stopping time.Time         // when it was told to end
 	stage    int               // how far it was made to
+	insistAt time.Time         // not before then, the next time
 	ended    chan struct{}
 }
 
@@ -309,7 +311,7 @@ func (c *conv) writeInputs(ctx context.Context, p *process) {
 		c.mu.Lock()
 		switch {
 		case err == nil:
-			p.inputs = p.inputs[1:]
+			p.inputs, p.failures = p.inputs[1:], 0
 		case isGone(err) || isEnded(err):
 			p.inputs = nil // its end says the rest
 		}
@@ -318,7 +320,8 @@ func (c *conv) writeInputs(ctx context.Context, p *process) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	p.writing = false
-	p.writeAt = time.Now().Add(inputPause)
+	p.writeAt = time.Now().Add(min(inputPause<<p.failures, maxBackoff))
+	p.failures = min(p.failures+1, 10)
 	if ctx.Err() == nil && len(p.inputs) > 0 {
 		c.s.log.WarnContext(ctx, "a process of Claude did not take its input; trying again", "session", c.id, "run", p.Run, "err", err)
 	}

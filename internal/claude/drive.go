@@ -118,6 +118,9 @@ func (c *conv) insistAt(p *process, since time.Time) time.Time {
 	for _, step := range insistence[:p.stage+1] {
 		since = since.Add(step.grace)
 	}
+	if p.insistAt.After(since) {
+		return p.insistAt
+	}
 	return since
 }
 
@@ -129,16 +132,35 @@ func (c *conv) force(ctx context.Context, p *process) error {
 	c.mu.Unlock()
 	short, cancel := context.WithTimeout(ctx, signalLimit)
 	defer cancel()
-	if err := c.s.runner.Signal(short, p.run.Account, p.Run, signal); err != nil && ctx.Err() == nil {
-		c.s.log.WarnContext(ctx, "could not stop a process of Claude", "session", c.id, "run", p.Run, "signal", signal, "err", err)
+	err := c.s.runner.Signal(short, p.run.Account, p.Run, signal)
+	if err == nil || ctx.Err() != nil {
+		return nil
+	}
+	c.s.log.WarnContext(ctx, "could not stop a process of Claude", "session", c.id, "run", p.Run, "signal", signal, "err", err)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if p.stage == len(insistence) { // the last one must come: perhaps its sandbox is suspended
+		p.stage--
+		p.insistAt = time.Now().Add(maxBackoff)
 	}
 	return nil
 }
 
+// sleeps reports whether a process's sandbox is suspended: then the process neither hears nor says anything, and that means nothing.
+func (c *conv) sleeps(ctx context.Context, p *process) bool {
+	sb, err := c.s.runner.Sandbox(ctx, p.run.Account, p.Sandbox)
+	return err == nil && sb.State.Live() && sb.State != sandbox.Running
+}
+
 // close ends p's input, so that it ends.
 func (c *conv) close(ctx context.Context, p *process) error {
+	sleeps := c.sleeps(ctx, p)
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if sleeps && len(c.queue) == 0 {
+		p.idle = time.Now()
+		return nil
+	}
 	if c.proc != p || p.Closed || c.turn != nil {
 		return nil
 	}
@@ -382,13 +404,18 @@ const (
 
 // tellQuiet says that nothing comes, and whether the process is busy all the same.
 func (c *conv) tellQuiet(ctx context.Context, p *process, t *turn) error {
-	state := c.s.busyState(ctx, p.run)
+	sleeps, state := c.sleeps(ctx, p), ""
+	if !sleeps {
+		state = c.s.busyState(ctx, p.run)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.turn != t || t.quietAt.After(time.Now()) {
 		return nil
 	}
-	t.quietAt = time.Now().Add(c.s.quiet)
+	if t.quietAt = time.Now().Add(c.s.quiet); sleeps {
+		return nil
+	}
 	silence := time.Since(p.spoke).Round(time.Second)
 	ev := noticeEvent(p.Run, t.ID, notice{Subtype: "quiet", Seconds: int(silence / time.Second), Process: state,
 		Text: fmt.Sprintf("Claude Code has said nothing for %s; its processes are %s.", silence, state)})

@@ -339,6 +339,10 @@ func (c *conv) asked(p *process, h head) {
 		p.input(&c.batch, refusalLine(h.RequestID, h.Request.Subtype), false)
 		return
 	}
+	if len(c.asks) >= maxPending || len(h.RequestID) > maxName {
+		p.input(&c.batch, refusalLine(h.RequestID, "too many are open"), false)
+		return
+	}
 	a := askOf(h)
 	now := time.Now()
 	a.Account, a.Session, a.Run, a.CreatedAt, a.ExpiresAt = c.ses.Account, c.id, p.Run, now, now.Add(c.s.promptTimeout)

@@ -152,7 +152,22 @@ func (s *Sessions) Prompt(ctx context.Context, account string, p Prompt) (Turn, 
 		return Turn{}, err
 	}
 	defer s.release(c)
+	if err := c.canMove(ctx, sb.ID); err != nil {
+		return Turn{}, err
+	}
 	return c.enqueue(ctx, t, p.Session == "")
+}
+
+// canMove reports why the session can't go on in a sandbox: its process lives in another one, and can't be ended there now.
+func (c *conv) canMove(ctx context.Context, to sandbox.ID) error {
+	c.mu.Lock()
+	p := c.proc
+	c.mu.Unlock()
+	if p == nil || p.Sandbox == to || !c.sleeps(ctx, p) {
+		return nil
+	}
+	return &sandbox.Problem{Class: sandbox.ErrState, Code: "session_suspended", Field: "session", Detail: fmt.Sprintf(
+		"Claude's process of this session is in the sandbox %s, which is suspended. Resume or terminate that one first.", p.Sandbox)}
 }
 
 // fresh returns the conv of a session that isn't recorded yet.

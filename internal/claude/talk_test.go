@@ -654,3 +654,63 @@ func TestInputThatIsNotTaken(t *testing.T) {
 		run.mustBeAll(t, 1)
 	})
 }
+
+// TestSuspended: a process whose sandbox is suspended is neither ended nor talked about, and the session can't go on elsewhere meanwhile.
+func TestSuspended(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer func() { w.stop() }()
+		ctx := t.Context()
+		other := w.sandbox("work", "/workspace")
+		turn, run := w.prompt(claude.Prompt{Text: "go"})
+		ses := turn.Session.ID
+		run.input(t, 0)
+		for _, state := range []sandbox.State{sandbox.Suspending, sandbox.Suspended} {
+			must[sandbox.Sandbox](t)(w.store.Transition(ctx, w.sb.ID, "1", state, nil))
+		}
+		time.Sleep(time.Hour)
+		run.result()
+		w.ended(ses, turn.Turn.ID)
+		time.Sleep(time.Hour)
+		for _, e := range w.stored(ses) {
+			if e.Seq > 3 {
+				t.Errorf("it is told %s", e.Data)
+			}
+		}
+		if st := w.state(ses); st.Process == nil || st.Process.Closed || st.LastSeq != 3 {
+			t.Errorf("state %+v", st)
+		}
+		_, err := w.Prompt(ctx, w.account, claude.Prompt{Sandbox: other.ID, Session: ses, Text: "there"})
+		wantProblem(t, err, sandbox.ErrState, "session_suspended", "session")
+	})
+}
+
+// TestTooManyAsks: what runs in a sandbox may be anything, and can't fill the server with what it asks.
+func TestTooManyAsks(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	turn, run := w.prompt(claude.Prompt{Text: "go"})
+	ses := turn.Session.ID
+	long := strings.Repeat("x", 100_000)
+	for i := range 60 {
+		run.stdout(fmt.Sprintf(`{"type":"control_request","request_id":"r%d","request":{"subtype":"can_use_tool","tool_name":%q,"title":%q,"description":%q}}`, i, long, long, long))
+	}
+	for i := 1; i <= 10; i++ {
+		if in := run.input(t, i); field(in, "response", "subtype") != "error" || field(in, "response", "request_id") != fmt.Sprint("r", 49+i) {
+			t.Errorf("input %v", in)
+		}
+	}
+	st := w.state(ses)
+	if a := st.Asks[0]; len(st.Asks) != 50 || len(a.Tool) > 300 || len(a.Title) > 5000 || len(a.Description) > 5000 || string(a.Input) != "{}" {
+		t.Errorf("%d asks, %.100v", len(st.Asks), a)
+	}
+	run.stdout(`{"response":{"request_id":"r55","error":"Sandlot doesn't know this request: too many are open"},"type":"control_response"}`, line(1))
+	run.result()
+	w.ended(ses, turn.Turn.ID)
+	for _, e := range w.stored(ses) {
+		if strings.Contains(string(e.Data), "too many") {
+			t.Error("what the CLI repeats of ours is in the log")
+		}
+	}
+}

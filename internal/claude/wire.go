@@ -157,9 +157,30 @@ func (h head) isEcho() bool {
 	return strings.HasPrefix(h.Response.Error, refusal) || json.Unmarshal(h.Response.Response, &told) == nil && told.Behavior != ""
 }
 
+// Bounds of what the CLI may ask: it runs in a sandbox, and may be anything.
+const (
+	maxPending = 50    // asks at once
+	maxName    = 200   // bytes of an ID
+	maxWords   = 4_000 // bytes of a title or description
+)
+
+// cut is s, cut to most bytes.
+func cut(s string, most int) string {
+	if len(s) <= most {
+		return s
+	}
+	return strings.ToValidUTF8(s[:most], "") + "…"
+}
+
 // askOf makes a row of what the CLI asks.
 func askOf(h head) sandbox.Ask {
 	r := h.Request
+	for _, s := range []*string{&r.Tool, &r.DisplayName, &r.ToolUse, &r.Agent} {
+		*s = cut(*s, maxName)
+	}
+	for _, s := range []*string{&r.Title, &r.Description, &r.Reason, &r.Blocked} {
+		*s = cut(*s, maxWords)
+	}
 	a := sandbox.Ask{ID: sandbox.NewID(sandbox.PrefixAsk), Request: h.RequestID, Kind: sandbox.AskTool, Tool: r.Tool, ToolUse: r.ToolUse,
 		Agent: r.Agent, Title: r.Title, Description: r.Description, Reason: r.Reason, Input: r.Input, Suggestions: r.Suggestions, State: sandbox.AskPending}
 	switch r.Tool {
@@ -188,9 +209,5 @@ func (h head) resultText() string {
 	if json.Unmarshal(h.Result, &s) != nil {
 		return ""
 	}
-	const most = 1000
-	if s = strings.TrimSpace(s); len(s) > most {
-		s = strings.ToValidUTF8(s[:most], "") + "…"
-	}
-	return s
+	return cut(strings.TrimSpace(s), 1000)
 }
