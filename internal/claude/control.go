@@ -61,7 +61,7 @@ func (s *Sessions) Update(ctx context.Context, account, session string, ch Chang
 		before := p.Process
 		if data, named := c.adjust(p, ses.Model, ses.PermissionMode); data != nil {
 			if err := c.give(ctx, p, w, data, false); err != nil {
-				p.Process = before
+				p.restore(before)
 				return State{}, err
 			}
 			for id, what := range named {

@@ -276,7 +276,12 @@ func (p *process) input(w *sandbox.SessionWrite, data []byte, last bool) (undo f
 	row := p.Process
 	w.Process = &row
 	w.Inputs = append(w.Inputs, in)
-	return func() { p.Process = before }
+	return func() { p.restore(before) }
+}
+
+// restore takes changes of p back. What names it never changes, and is read without mu.
+func (p *process) restore(before sandbox.Process) {
+	p.Stdin, p.Closed, p.Model, p.PermissionMode = before.Stdin, before.Closed, before.Model, before.PermissionMode
 }
 
 // give is a commit of w that also gives p some input.

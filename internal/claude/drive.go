@@ -228,7 +228,8 @@ func (c *conv) beginTurn(ctx context.Context, p *process, t *turn, w sandbox.Ses
 	undo := p.input(&w, append(data, userLine(row, c.ses.UUID)...), false)
 	if err := c.commit(ctx, w); err != nil {
 		undo()
-		p.Process, t.Turn = before, old
+		p.restore(before)
+		t.Turn = old
 		return err
 	}
 	for id, what := range named {

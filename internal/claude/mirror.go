@@ -292,7 +292,7 @@ func (c *conv) learn(p *process, h head) {
 		c.batch.Update = &ses
 	}
 	if row != p.Process {
-		p.Process = row
+		p.restore(row)
 		c.batch.Process = &row
 	}
 }

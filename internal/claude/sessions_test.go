@@ -417,7 +417,7 @@ func TestInterrupt(t *testing.T) {
 			defer w.stop()
 			turn, run := w.prompt(claude.Prompt{Text: "go"})
 			begin := time.Now()
-			run.onSignal = func(signal string) error {
+			run.hear(func(signal string) error {
 				if signal == "SIGKILL" {
 					go run.finish(func(r *sandbox.Run) { r.State, r.Signal = sandbox.RunSignaled, signal })
 				}
@@ -425,7 +425,7 @@ func TestInterrupt(t *testing.T) {
 					return errors.New("it can't be told")
 				}
 				return nil
-			}
+			})
 			for range 2 { // the second starts no second escalation
 				if err := w.Interrupt(t.Context(), w.account, turn.Session.ID); err != nil {
 					t.Fatal(err)
@@ -453,10 +453,10 @@ func TestInterrupt(t *testing.T) {
 			}
 			w.stop()
 			w.runner.setMute(false)
-			run.onSignal = func(signal string) error {
+			run.hear(func(signal string) error {
 				go run.finish(func(r *sandbox.Run) { r.State, r.Signal = sandbox.RunSignaled, signal })
 				return nil
-			}
+			})
 			w.serve()
 			if in := run.input(t, 1); field(in, "request", "subtype") != "interrupt" {
 				t.Errorf("input %v", in)
