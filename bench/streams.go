@@ -286,30 +286,24 @@ func (b *bench) viewers(ctx context.Context, id string, _ *raw) (*measure, error
 }
 
 // concurrent measures a command that does nothing beside many runs that write a line now and then, and what each of these costs the server.
-func (b *bench) concurrent(ctx context.Context, id string, _ *raw) (_ *measure, err error) {
+func (b *bench) concurrent(ctx context.Context, _ string, _ *raw) (_ *measure, err error) {
 	progress("streams: %d runs", runCount)
 	s := b.cold
+	id, err := s.create(ctx, "", "")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, s.terminate(ctx, id)) }()
 	before, err := s.rss()
 	if err != nil {
 		return nil, err
 	}
-	var runs []string
-	defer func() {
-		for _, run := range runs {
-			if sigErr := s.Signal(context.WithoutCancel(ctx), id, run, "SIGKILL"); client.Code(sigErr) != "run_ended" {
-				err = errors.Join(err, sigErr)
-			}
-		}
-	}()
 	for range runCount {
 		leave, cancel := context.WithCancel(ctx)
 		for e, err := range s.Exec(leave, id, api.Exec{User: "root", Argv: script("while :; do echo on; sleep 20; done")}) {
 			if err != nil {
 				cancel()
 				return nil, err
-			}
-			if e.Start != nil {
-				runs = append(runs, e.Start.ID)
 			}
 			if e.Data != nil {
 				break

@@ -104,7 +104,7 @@ func runEvent(e Event, err error) (RunEvent, error) {
 		out.Gap, err = decode[*api.Gap](data)
 	case api.EventOutput:
 		var o api.Output
-		if o, err = decode[api.Output](data); err != nil {
+		if err = json.Unmarshal([]byte(e.Data), &o); err != nil {
 			break
 		}
 		out.Stream, out.Data = o.Stream, []byte(o.Data)

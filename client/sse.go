@@ -28,7 +28,7 @@ var ErrEventTooLong = fmt.Errorf("an event is longer than %d MiB", MaxEvent>>20)
 func ReadEvents(r io.Reader) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
 		var (
-			lines = lineReader{r: bufio.NewReader(r), left: MaxEvent}
+			lines = lineReader{r: bufio.NewReaderSize(r, 32<<10), left: MaxEvent}
 			id    string
 			name  string
 			data  strings.Builder
@@ -81,12 +81,17 @@ type lineReader struct {
 	r     *bufio.Reader
 	left  int  // bytes that may still come before the event is too long
 	cr    bool // the last line ended with CR: a LF that follows belongs to it
+	line  []byte
 	begun bool // a byte order mark can only stand at the very beginning
 }
 
-// next returns the next line without its end. A line that has no end is not a line.
+// next returns the next line without its end, valid until the next call. A line that has no end is not a line.
 func (l *lineReader) next() ([]byte, error) {
-	var line []byte
+	const large = 256 << 10 // a buffer that is larger is not kept
+	if cap(l.line) > large {
+		l.line = nil
+	}
+	line := l.line[:0]
 	for {
 		if _, err := l.r.Peek(1); err != nil {
 			return nil, err
@@ -120,6 +125,7 @@ func (l *lineReader) next() ([]byte, error) {
 			continue
 		}
 		_, _ = l.r.Discard(n + 1) // it is there
+		l.line = line
 		if !l.begun {
 			l.begun = true
 			line = bytes.TrimPrefix(line, []byte("\uFEFF"))

@@ -24,7 +24,7 @@ type Tail struct {
 
 // OpenTail begins to read at offset. stateDir is the guest's.
 func OpenTail(stateDir, run string, offset int64) (*Tail, error) {
-	if !filepath.IsLocal(run) || filepath.Base(run) != run {
+	if run == "." || !filepath.IsLocal(run) || filepath.Base(run) != run {
 		return nil, fs.ErrInvalid
 	}
 	root, err := os.OpenRoot(stateDir)

@@ -114,11 +114,16 @@ func fromRun(r sandbox.Run) api.Run {
 // text is output as a JSON string can hold it.
 func text(b []byte) string { return strings.ToValidUTF8(string(b), "\uFFFD") }
 
-func fromOutput(f guest.Frame) api.Output {
-	out := api.Output{Stream: "stdout", Data: string(f.Data)}
+// streamOf names the stream that f is of.
+func streamOf(f guest.Frame) string {
 	if f.Kind == guest.Stderr {
-		out.Stream = "stderr"
+		return "stderr"
 	}
+	return "stdout"
+}
+
+func fromOutput(f guest.Frame) api.Output {
+	out := api.Output{Stream: streamOf(f), Data: string(f.Data)}
 	if !utf8.Valid(f.Data) {
 		out.Data, out.Encoding = base64.StdEncoding.EncodeToString(f.Data), "base64"
 	}

@@ -187,7 +187,7 @@ func (s *Server) followRun(ctx context.Context, out *stream, run sandbox.Run, of
 		switch f.Kind {
 		case guest.Stdout, guest.Stderr:
 			next += int64(len(f.Data))
-			err = out.json(strconv.FormatInt(next, 10), api.EventOutput, fromOutput(f))
+			err = out.output(f)
 		case guest.Gap:
 			err = out.json(strconv.FormatInt(next, 10), api.EventGap, api.Gap{From: max(f.GapBegin(), offset), To: next})
 		case guest.End:

@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -10,10 +11,12 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/sandlot-dev/sandlot/api"
+	"github.com/sandlot-dev/sandlot/internal/guest"
 	"github.com/sandlot-dev/sandlot/internal/sandbox"
 )
 
@@ -22,6 +25,8 @@ import (
 type stream struct {
 	w    *writer
 	quit context.CancelFunc // ends the stream's context when the peer is gone
+
+	buf []byte // of the last output event; for the goroutine that sends
 
 	mu   sync.Mutex
 	err  error // of the first write that failed: nothing can be written after it; guarded by mu
@@ -120,6 +125,57 @@ func (st *stream) json(id, name string, v any) error {
 		return fmt.Errorf("encode an event: %w", err)
 	}
 	return st.send(id, name, b)
+}
+
+// output is send for a piece of output, of which there may be much: it is looked at and copied once.
+func (st *stream) output(f guest.Frame) error {
+	const small, large = 4 << 10, 32 << 10
+	if len(f.Data) < small && cap(st.buf) > large {
+		st.buf = nil // a viewer that waits holds little
+	}
+	b := append(st.buf[:0], "id: "...)
+	b = strconv.AppendInt(b, f.Offset+int64(len(f.Data)), 10)
+	b = append(b, "\nevent: "+api.EventOutput+"\ndata: {\"stream\":\""...)
+	b = append(b, streamOf(f)...)
+	b = append(b, "\",\"data\":\""...)
+	if utf8.Valid(f.Data) {
+		b = appendEscaped(b, f.Data)
+		b = append(b, "\"}\n\n"...)
+	} else {
+		b = base64.StdEncoding.AppendEncode(b, f.Data)
+		b = append(b, "\",\"encoding\":\"base64\"}\n\n"...)
+	}
+	st.buf = b
+	st.mu.Lock()
+	st.idle = false
+	st.mu.Unlock()
+	return st.write(b)
+}
+
+// appendEscaped appends valid UTF-8 as the inside of a JSON string.
+func appendEscaped(b, text []byte) []byte {
+	const hex = "0123456789abcdef"
+	begin := 0
+	for i, c := range text {
+		if c >= ' ' && c != '"' && c != '\\' {
+			continue
+		}
+		b = append(b, text[begin:i]...)
+		begin = i + 1
+		switch c {
+		case '"', '\\':
+			b = append(b, '\\', c)
+		case '\n':
+			b = append(b, '\\', 'n')
+		case '\r':
+			b = append(b, '\\', 'r')
+		case '\t':
+			b = append(b, '\\', 't')
+		default:
+			b = append(b, '\\', 'u', '0', '0', hex[c>>4], hex[c&15])
+		}
+	}
+	return append(b, text[begin:]...)
 }
 
 // write writes b and flushes it.
