@@ -25,6 +25,7 @@ const (
 	streamFile  = "/var/tmp/output" // what is written to stdout
 	streamMiB   = 56                // of it: less than a journal holds, for who reads slower than that is written has a gap
 	streamTimes = 1                 // in a row
+	fileMiB     = 256
 	lineEvery   = 10 * time.Millisecond
 	viewerCount = 500
 	runCount    = 200
@@ -50,7 +51,7 @@ func (b *bench) streams(ctx context.Context) (_ []*measure, err error) {
 		return nil, err
 	}
 	var all []*measure
-	for _, part := range []func(context.Context, string, *raw) (*measure, error){b.throughput, b.delay, b.viewers, b.concurrent} {
+	for _, part := range []func(context.Context, string, *raw) (*measure, error){b.viewers, b.concurrent, b.delay, b.throughput, b.wholeFile} {
 		m, err := part(ctx, id, plain)
 		if err != nil {
 			return nil, err
@@ -294,6 +295,21 @@ func (b *bench) concurrent(ctx context.Context, _ string, _ *raw) (_ *measure, e
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, s.terminate(ctx, id)) }()
+	const alone, beside = "with nothing else", "beside the runs"
+	m := newMeasure(fmt.Sprintf("exec true, %d runs", runCount), alone, beside)
+	trues := func(side string) error {
+		for range max(30, 3*b.rounds) {
+			took, err := timed(func() error { return s.exec(ctx, id, "/bin/true") })
+			if err != nil {
+				return err
+			}
+			m.add(side, took)
+		}
+		return nil
+	}
+	if err := trues(alone); err != nil {
+		return nil, err
+	}
 	before, err := s.rss()
 	if err != nil {
 		return nil, err
@@ -315,14 +331,46 @@ func (b *bench) concurrent(ctx context.Context, _ string, _ *raw) (_ *measure, e
 	if err != nil {
 		return nil, err
 	}
-	m := newMeasure(fmt.Sprintf("exec true beside %d runs", runCount), "POST …/exec?wait=true")
 	m.note = fmt.Sprintf("%d KiB of memory of the server per run", (during-before)/runCount>>10)
-	for range max(30, 3*b.rounds) {
-		took, err := timed(func() error { return s.exec(ctx, id, "/bin/true") })
-		if err != nil {
-			return nil, err
+	return m, trues(beside)
+}
+
+// wholeFile measures reading a large file out of a sandbox.
+func (b *bench) wholeFile(ctx context.Context, id string, raw *raw) (*measure, error) {
+	const plain, files = "runsc exec cat | pipe", "GET …/files"
+	m := newMeasure(fmt.Sprintf("a file of %d MiB", fileMiB), plain, files)
+	const name, size = "/var/tmp/large", int64(fileMiB) << 20
+	fill := script("head -c %d /dev/zero >%s", size, name)
+	if err := errors.Join(b.cold.exec(ctx, id, fill...), raw.exec(ctx, "streams", fill...)); err != nil {
+		return nil, err
+	}
+	for round := range max(2, b.rounds/3) + 1 {
+		progress("streams: file, round %d", round)
+		for side, do := range map[string]func() (int64, error){
+			plain: func() (int64, error) { return raw.pipe(ctx, "streams", "/bin/cat", name) },
+			files: func() (int64, error) {
+				r, err := b.cold.ReadFile(ctx, id, name)
+				if err != nil {
+					return 0, err
+				}
+				defer r.Close()
+				return io.Copy(io.Discard, r)
+			},
+		} {
+			took, err := timed(func() error {
+				n, err := do()
+				if err == nil && n != size {
+					err = fmt.Errorf("%s: %d bytes came, not %d", side, n, size)
+				}
+				return err
+			})
+			if err != nil {
+				return nil, err
+			}
+			if round > 0 {
+				m.add(side, took)
+			}
 		}
-		m.add("POST …/exec?wait=true", took)
 	}
 	return m, nil
 }

@@ -215,7 +215,7 @@ func (r *run) finish(late bool, over time.Time) {
 	case r.oom && status.Signaled() && status.Signal() == syscall.SIGKILL:
 		st.State = StateOOM
 	}
-	st.EndedAt = over
+	st.EndedAt = st.StartedAt.Add(over.Sub(st.StartedAt)) // as long after as it ran, though the clock was set meanwhile
 	st.First, st.Next = r.journal.bounds()
 	st.Stdin = r.in.taken.Load()
 	end := *st

@@ -472,3 +472,104 @@ func TestInputOverRestarts(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// The guest writes on while there is no server, and then dies: what it had written is not lost.
+func TestOutputOfAGuestThatDiedAlone(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.start(t, nil)
+	sb := r.running(t)
+	run := r.sh(t, sb, "echo one; while ! test -e go; do sleep 0.02; done; echo two; echo >written; exec sleep 600")
+	if v := r.see(within(t), run, 0, func(*viewed) bool { return true }); v.err != nil {
+		t.Fatal(v.err)
+	}
+	dir, err := r.eng.Engine.(engine.VolumeDirs).VolumeDir(t.Context(), sb.Spec.Volume)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.stop()
+	written := filepath.Join(dir, "written")
+	if err := errors.Join(syscall.Mkfifo(written, 0o666), os.WriteFile(filepath.Join(dir, "go"), nil, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.ReadFile(written); err != nil { // waits for it
+		t.Fatal(err)
+	}
+	state, err := r.eng.Engine.(engine.Journals).GuestState(engine.Ref{ID: sb.ID, Run: sb.Run})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for files := 0; files == 0; { // the guest may be about to read what was written
+		for _, name := range glob(t, filepath.Join(state, "runs", run.ID, "*")) {
+			if b, err := os.ReadFile(name); err == nil && bytes.Contains(b, []byte("two\n")) {
+				files++
+			}
+		}
+	}
+	r.world.Kill(engine.Ref{ID: sb.ID, Run: sb.Run})
+	r.start(t, nil)
+	got, err := r.m.WaitRun(within(t), r.account, run.ID)
+	if err != nil || got.State != sandbox.RunLost || got.OutputNext != 8 {
+		t.Errorf("%+v, %v", got, err)
+	}
+	r.reach(t, sb.ID, sandbox.Error)
+	if v := r.see(within(t), run, 0, nil); string(v.out) != "one\ntwo\n" || v.missing != 0 || !errors.Is(v.err, sandbox.ErrGone) {
+		t.Errorf("%+v", v)
+	}
+}
+
+// Many runs at once are each followed, and cost little.
+func TestManyRuns(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.start(t, nil)
+	sb := r.running(t)
+	const runs = 200
+	var all []sandbox.Run
+	for i := range runs {
+		all = append(all, r.sh(t, sb, fmt.Sprintf("echo first %d; while ! test -e go; do sleep 0.5; done; echo last; exit %d", i, i)))
+	}
+	for _, run := range all {
+		if v := r.see(within(t), run, 0, func(*viewed) bool { return true }); v.err != nil {
+			t.Fatal(v.err)
+		}
+	}
+	r.touch(t, sb, "go")
+	for i, run := range all {
+		got, err := r.m.WaitRun(within(t), r.account, run.ID)
+		if err != nil || got.State != sandbox.RunExited || *got.ExitCode != i {
+			t.Errorf("%+v, %v", got, err)
+		}
+		if want, v := fmt.Sprintf("first %d\nlast\n", i), r.see(within(t), run, 0, nil); string(v.out) != want || got.OutputNext != int64(len(want)) {
+			t.Errorf("%q, %+v", v.out, got)
+		}
+	}
+}
+
+// A clock that is set back makes no run end before it began, nor does what a guest says.
+func TestTimesOfARunWhoseClockJumps(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.start(t, nil)
+	sb := r.running(t)
+	r.stop()
+	zero := 0
+	for name, c := range map[string]struct{ started, told time.Time }{
+		"the guest's clock is behind":     {time.Now(), time.Now().Add(-time.Hour)},
+		"the guest's clock is ahead":      {time.Now(), time.Now().Add(time.Hour)},
+		"ours was set back":               {time.Now().Add(time.Hour), time.Now()},
+		"ours was set back, it says none": {time.Now().Add(time.Hour), time.Time{}},
+	} {
+		run := sandbox.Run{ID: sandbox.NewID(sandbox.PrefixRun), Account: r.account, Sandbox: sb.ID, State: sandbox.RunRunning, StartedAt: c.started}
+		if err := r.store.InsertRun(t.Context(), run); err != nil {
+			t.Fatal(err)
+		}
+		if err := lifecycle.Record(r.m, t.Context(), run.ID, guest.Run{State: guest.StateExited, Code: &zero, EndedAt: c.told, Next: 5}); err != nil {
+			t.Fatal(err)
+		}
+		got, err := r.store.Run(t.Context(), "", run.ID)
+		if latest := time.Now(); err != nil || got.EndedAt.Before(got.StartedAt) || got.EndedAt.After(latest) && got.EndedAt.After(got.StartedAt) || got.OutputNext != 5 {
+			t.Errorf("%s: %+v, %v", name, got, err)
+		}
+	}
+}

@@ -1,7 +1,9 @@
 package sandbox
 
 import (
+	"crypto/rand"
 	"strings"
+	"sync"
 
 	"github.com/oklog/ulid/v2"
 )
@@ -22,8 +24,20 @@ const (
 	PrefixAsk     = "prm_"
 )
 
-// NewID returns a fresh ID with prefix, one of the Prefix constants.
-func NewID(prefix string) string { return prefix + ulid.Make().String() }
+// NewID returns a fresh ID with prefix, one of the Prefix constants. What this process makes later sorts later, though the clock is set back.
+func NewID(prefix string) string {
+	lastID.Lock()
+	defer lastID.Unlock()
+	lastID.ms = max(lastID.ms, ulid.Now())
+	return prefix + ulid.MustNew(lastID.ms, lastID.entropy).String()
+}
+
+// lastID is when the last ID was made, and the entropy that grows within a millisecond.
+var lastID = struct {
+	sync.Mutex
+	ms      uint64
+	entropy *ulid.MonotonicEntropy
+}{entropy: ulid.Monotonic(rand.Reader, 0)}
 
 // IsID reports whether s has the form of an ID with prefix. It says nothing of whether such a thing exists.
 func IsID(s, prefix string) bool {
