@@ -271,8 +271,8 @@ func (k *keeper) copyRange(ctx context.Context, c *guest.Client, run sandbox.Run
 func drain(t *guest.Tail, rec *recording, until int64) error {
 	for {
 		f, err := t.Next()
-		if err != nil {
-			return nil //nolint:nilerr // there is no more
+		if err != nil { // there is no more
+			return nil
 		}
 		if err := rec.Add(f); err != nil {
 			return err
