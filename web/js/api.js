@@ -95,6 +95,10 @@ export const interrupt = (id) => json("POST", `/session/${q(id)}/interrupt`);
 export const sessionEvents = (id, after, signal) => json("GET", `/session/${q(id)}/events?after=${after}&limit=5000`, undefined, { signal });
 export const sessionStream = (id, after) => `/session/${q(id)}/events?after=${after}&follow=true`;
 
+export const runs = (id) => json("GET", `/sandbox/${q(id)}/run`);
+export const run = (id, runID) => json("GET", `/sandbox/${q(id)}/run/${q(runID)}`);
+export const endRun = (id, runID) => json("DELETE", `/sandbox/${q(id)}/run/${q(runID)}`);
+
 export const update = (id, change) => json("PATCH", `/sandbox/${q(id)}`, change);
 export const snapshot = (id, name) => json("POST", `/sandbox/${q(id)}/snapshot`, name ? { name } : {});
 export const ports = (id) => json("GET", `/sandbox/${q(id)}/port`);

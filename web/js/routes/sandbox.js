@@ -18,7 +18,7 @@ import { boardOf, Facts, Limits, STATES } from "../components/facts.js";
 import { sessionMark } from "../components/frame.js";
 import { Failure, heading, ImageLog, Steps, useLog } from "../components/making.js";
 import { prefill } from "../components/newbox.js";
-import { FilesBlock } from "../components/panel.js";
+import { FilesBlock, TerminalBlock } from "../components/panel.js";
 import { Ports } from "../components/ports.js";
 import { Menu } from "../components/sheet.js";
 import { Composer } from "../components/composer.js";
@@ -163,7 +163,7 @@ export function Sandbox({ id }) {
       ${creating && html`<div class="make"><div class="block"><div class="ph"><h1>${heading(log, sb)}</h1></div>
           <p class="dim"><${Since} at=${Date.parse(sb.created_at)} /> so far. You can leave; it goes on.</p><${Steps} events=${events} sb=${sb} log=${log} /></div>
         <div class="block"><${ImageLog} log=${log} sb=${sb} />${composer}${!log.lines.length && html`<${Facts} sb=${sb} />`}</div></div>`}
-      ${running && html`<div class="make flip"><div class="block">${composer}${sessions}<${Ports} sb=${sb} /><${FilesBlock} sb=${sb} /><${EventLog} events=${events} />
+      ${running && html`<div class="make flip"><div class="block">${composer}${sessions}<${Ports} sb=${sb} /><${TerminalBlock} sb=${sb} /><${FilesBlock} sb=${sb} /><${EventLog} events=${events} />
           ${log.lines.length > 0 && html`<details class="made"><summary>How its image was made</summary><${ImageLog} log=${log} sb=${sb} /></details>`}</div>${facts}</div>`}
       ${sb.state === "stopping" && html`<${Notice} kind="note" icon="clock" title="This sandbox is being stopped."><span>${sb.reason && !sb.started_at ? html`<${Failure} reason=${sb.reason} />` : html`${sentence(sb.reason) || "What runs in it is ended, then it is taken apart."} Its volume is kept.`}</span></${Notice}>`}
       ${!live(sb) && html`<${Ended} sb=${sb} waiting=${waiting} setPut=${setPut} />`}
