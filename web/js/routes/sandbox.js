@@ -9,7 +9,7 @@ import * as store from "../store.js";
 import { askedOf, live, newSandbox, resume, suspend, terminate } from "../actions.js";
 import { fullTime, sentence } from "../format.js";
 import { failedLine, word } from "../making.js";
-import { go } from "../router.js";
+import { go, route } from "../router.js";
 import { formOf } from "../wish.js";
 import { Icon } from "../components/icons.js";
 import { Busy, ConfirmTerminate, Dot, Notice, ProblemNotice, Scoreboard, Since, Skeleton } from "../components/bits.js";
@@ -99,7 +99,7 @@ export function Sandbox({ id }) {
   const waiting = outbox.forSandbox(id);
   const names = waiting.map((e) => e.id).join();
   useEffect(() => {
-    const stop = waiting.map((e) => outbox.listen(e.id, (session) => session && location.pathname === `/sandbox/${id}` && go(`/session/${session}`, { replace: true })));
+    const stop = waiting.map((e) => outbox.listen(e.id, (session) => session && route.value.name === "sandbox" && route.value.id === id && go(`/session/${session}`, { replace: true })));
     return () => stop.forEach((f) => f());
   }, [names]);
 
