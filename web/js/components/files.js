@@ -67,14 +67,20 @@ export class Files extends Component {
     this.slow = setTimeout(() => this.gone || this.setState({ late: true }), 200);
     const { sb } = this.props;
     const tree = this.tree;
-    this.load(tree.root);
-    const mine = follow({
+    this.load(tree.root).then(() => this.reveal(this.props.open));
+    let old = false;
+    const stream = follow({
       request: api.request,
       url: () => files.watchURL(sb.id, tree.root, tree.root !== "/"), // all of a computer is more than anybody looks at
-      onState: (live) => this.gone || this.stream !== mine || this.setState({ live }),
-      onEvent: (e) => this.gone || this.stream !== mine || this.heard(e),
+      onState: (live) => old || this.setState({ live }),
+      onEvent: (e) => old || this.heard(e),
     });
-    this.stream = mine;
+    this.stream = {
+      close() {
+        old = true;
+        stream.close();
+      },
+    };
   }
 
   draw = () => this.gone || this.setState((s) => ({ rev: s.rev + 1 }));
@@ -114,6 +120,21 @@ export class Files extends Component {
     }
     node.loading = false;
     this.draw();
+  }
+
+  // reveal opens the folders on the way to a place.
+  async reveal(at) {
+    const { tree } = this;
+    if (!at || !within(at, tree.root)) return;
+    const way = [];
+    for (let dir = parentOf(at); dir !== tree.root && within(dir, tree.root); dir = parentOf(dir)) way.unshift(dir);
+    for (const dir of way) {
+      const node = tree.get(dir);
+      if (!node || this.tree !== tree) return;
+      node.open = true;
+      if (!node.kids) await this.load(dir);
+    }
+    this.setState({ at });
   }
 
   toggle = (node, open = !node.open) => {
@@ -180,6 +201,16 @@ export class Files extends Component {
     const b = row.querySelector("[aria-haspopup=menu]");
     if (b) b.click();
   }
+
+  // place puts an open menu over what scrolls, above its button where there is no room below.
+  place = () => {
+    const menu = this.box.current && this.box.current.querySelector(".tree .menu");
+    if (!menu) return;
+    const at = menu.parentElement.getBoundingClientRect();
+    const high = menu.offsetHeight;
+    menu.style.top = `${at.bottom + high + 8 > innerHeight ? Math.max(8, at.top - high - 4) : at.bottom + 4}px`;
+    menu.style.left = `${Math.max(8, at.right - menu.offsetWidth)}px`;
+  };
 
   keyOf = (r) => (r.more ? `${r.node.at}…` : r.node.at);
   ask = (what, node) => this.setState({ dialog: { what, node } });
@@ -273,7 +304,7 @@ export class Files extends Component {
       <${ProblemNotice} title="The files could not be read." problem=${root.problem} acts=${html`<button type="button" class="btn small" onClick=${() => this.load(tree.root)}>Try again</button>`} />
       ${!root.kids && !root.problem && late && html`<div class="files-sk"><${Skeleton} rows=${6} /></div>`}
       ${root.kids && !rows.length && html`<p class="files-empty faint">${this.filters.get(tree.root) ? "Nothing here is called that." : "Empty. Drop files here."}</p>`}
-      <div class=${cx("tree", over === tree.root && "over")} role="tree" aria-label=${`Files in ${root.file.path}`} onKeyDown=${(e) => this.key(e, rows)}>${rows.map((r) => (r.more
+      <div class=${cx("tree", over === tree.root && "drop-to")} role="tree" aria-label=${`Files in ${root.file.path}`} onKeyDown=${(e) => this.key(e, rows)} onClick=${() => requestAnimationFrame(this.place)} onScroll=${this.place}>${rows.map((r) => (r.more
         ? html`<${More} key=${this.keyOf(r)} row=${r} id=${this.keyOf(r)} active=${active} filter=${this.filters.get(r.node.at) || ""} onMore=${() => this.load(r.node.at, true)}
             onFilter=${(text) => { this.filters.set(r.node.at, text); this.load(r.node.at); }} />`
         : html`<${Row} key=${r.node.at} row=${r} active=${active === r.node.at} on=${open === r.node.at} over=${over === r.node.at} menu=${menu} onChoose=${this.choose} onFocus=${(node) => node.at !== at && this.setState({ at: node.at })} />`))}</div>
@@ -290,7 +321,7 @@ function Row({ row, active, on, over, menu, onChoose, onFocus }) {
   const { file } = node;
   const folder = isFolder(file);
   const link = file.type === "symlink";
-  return html`<div class=${cx("trow", on && "on", over && "over")} role="treeitem" data-at=${node.at} data-level=${Math.min(level, 12)} tabindex=${active ? 0 : -1} aria-level=${level} aria-posinset=${pos} aria-setsize=${size}
+  return html`<div class=${cx("trow", on && "on", over && "drop-to")} role="treeitem" data-at=${node.at} data-level=${Math.min(level, 12)} tabindex=${active ? 0 : -1} aria-level=${level} aria-posinset=${pos} aria-setsize=${size}
       aria-expanded=${folder ? String(Boolean(node.open)) : undefined} aria-selected=${String(Boolean(on))} aria-label=${`${file.name}${folder ? "" : link ? `, leads to ${file.target}` : `, ${bytes(file.size)}`}`}
       title=${link ? `${file.name} → ${file.target}` : file.name} onFocus=${(e) => e.target === e.currentTarget && onFocus(node)} onClick=${(e) => e.target.closest(".menu-box") || onChoose(node)}>
     <span class=${cx("twist", node.open && "open")}>${folder && html`<${Icon} name="chev" small />`}</span><${Icon} name=${folder ? "folder" : "file"} /><span class="cut grow">${file.name}${link && html`<span class="faint"> → ${file.target}</span>`}</span>
