@@ -58,7 +58,7 @@ func TestStdinAtItsPlace(t *testing.T) {
 			if tc.pty {
 				waitFor(t, c, cmd.ID, "ready")
 			}
-			var taken int64 = int64(len(tc.begin))
+			taken := int64(len(tc.begin))
 			for _, w := range tc.writes {
 				err := c.WriteStdinAt(t.Context(), cmd.ID, w.at, []byte(w.text), w.close)
 				if w.code != "" {

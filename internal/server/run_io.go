@@ -121,12 +121,12 @@ func (s *Server) sendOutput(ctx context.Context, c *call, run sandbox.Run, in *r
 		if err != nil {
 			return err
 		}
-		switch {
-		case f.Kind == guest.Gap:
+		switch f.Kind {
+		case guest.Gap:
 			missing += f.Offset - next
 			next = f.Offset
 			continue
-		case f.Kind == guest.End:
+		case guest.End:
 			ended = true
 			continue
 		}
