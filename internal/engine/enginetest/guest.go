@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sandlot-dev/sandlot/internal/engine"
 	"github.com/sandlot-dev/sandlot/internal/guest"
 )
 
@@ -22,6 +23,7 @@ var guesting = []promise{
 	{"GuestHandshake", guestHandshake},
 	{"GuestReachesGateway", guestReachesGateway},
 	{"GuestJournalSurvivesReconnect", guestJournalSurvivesReconnect},
+	{"GuestJournalIsOnTheHost", guestJournalIsOnTheHost},
 }
 
 // guestHandshake runs many small checks in one sandbox.
@@ -48,6 +50,44 @@ func guestHandshake(t *testing.T, s suite) {
 		{"Files", files},
 	} {
 		t.Run(check.name, func(t *testing.T) { check.test(t, c) })
+	}
+}
+
+// guestJournalIsOnTheHost reads on the host what runs have written, while the guest is there and when it is gone.
+func guestJournalIsOnTheHost(t *testing.T, s suite) {
+	p, ok := engine.As[engine.Journals](s.e)
+	if !ok {
+		t.Skip("this engine's guests keep their state elsewhere")
+	}
+	b := s.create(t, nil)
+	r := sh(t, b.dial(t, nil), "echo out; echo err >&2")
+	dir, err := p.GuestState(b.ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, killed := range []bool{false, true} {
+		if killed {
+			if s.h.Kill == nil {
+				break
+			}
+			s.h.Kill(t, b.ref)
+			eventually(t, "the phase becomes gone", func() bool { return s.phase(t, b.ref) == engine.PhaseGone })
+		}
+		tail, err := guest.OpenTail(dir, r.run.ID, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := map[guest.Kind]string{}
+		for f, err := tail.Next(); err == nil; f, err = tail.Next() {
+			got[f.Kind] += string(f.Data)
+		}
+		tail.Close()
+		if got[guest.Stdout] != "out\n" || got[guest.Stderr] != "err\n" || len(got) != 2 {
+			t.Errorf("killed %v: it is %q", killed, got)
+		}
+	}
+	if _, err := p.GuestState(engine.Ref{ID: "../x", Run: "1"}); err == nil {
+		t.Error("there is a state of what is no sandbox")
 	}
 }
 
