@@ -136,6 +136,7 @@ func TestBrowserFiles(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	b.do("choose where to", script(row("note.txt")+".focus()"))
 	b.pick(`input[data-pick=folder]`, folder)
 	b.until("the folder is there", `document.querySelectorAll(".ups li.done").length === 3`)
 	if got := content(t, s, id, "/workspace/project/sub/b c.txt") + content(t, s, id, "/workspace/project/sub/large"); got != "2"+string(pattern(3<<20)) {
@@ -170,8 +171,10 @@ func TestBrowserFiles(t *testing.T) {
 	b.press("Make file")
 	b.until("the new file is open", `document.querySelector(".fview")?.ariaLabel === "File made.md"`)
 	b.do("be a phone", chromedp.EmulateViewport(390, 844, chromedp.EmulateMobile, chromedp.EmulateTouch))
-	for _, path := range []string{"/session/" + u.session + "/files", "/session/" + u.session + "/files?file=/workspace/src/main.go", "/sandbox/" + id + "?files"} {
-		b.do("open "+path, chromedp.Navigate(s.url+path), chromedp.WaitVisible(".trow, .fview .text"))
+	for path, ready := range map[string]string{
+		"/session/" + u.session + "/files": ".trow", "/session/" + u.session + "/files?file=/workspace/src/main.go": ".fview .text", "/sandbox/" + id + "?files": ".trow",
+	} {
+		b.do("open "+path, chromedp.Navigate(s.url+path), chromedp.WaitVisible(ready))
 		if wide := ask[[]string](b, `[document.documentElement, ...document.querySelectorAll(".main, .page, .panel, .files, .tree")].filter((e) => e.scrollWidth > e.clientWidth + 1).map((e) => e.className || e.localName)`); len(wide) > 0 {
 			t.Errorf("%s is wider than a phone: %v", path, wide)
 		}

@@ -238,7 +238,7 @@ export class Files extends Component {
   };
 
   drop = async (e) => {
-    if (!this.state.over) return;
+    if (![...e.dataTransfer.types].includes("Files")) return;
     e.preventDefault();
     const dir = this.target(e);
     this.setState({ over: "", problem: null });
@@ -290,8 +290,8 @@ export class Files extends Component {
     return html`<div class=${cx("files", open && "with-view")} ref=${this.box} onDragOver=${this.over} onDragLeave=${this.leave} onDrop=${this.drop}>
       <div class="files-bar"><code class="cut grow" title=${root.file.path}>${root.file.path}</code>
         ${live === "broken" && html`<span class="chip" title="Changes are shown again when the connection is back"><span class="dot off"></span>Not live</span>`}
-        <button type="button" class="btn quiet icon small" aria-label="Upload files" title="Upload files" onClick=${() => this.picker.current.click()}><${Icon} name="up" /></button>
-        <button type="button" class="btn quiet icon small" aria-label="New file" title="New file" onClick=${() => this.ask("file", tree.get(this.here()) || root)}><${Icon} name="plus" /></button>
+        <button type="button" class="btn quiet icon small" aria-label="Upload files" title=${`Upload files to ${pathOf(this.here())}`} onClick=${() => this.picker.current.click()}><${Icon} name="up" /></button>
+        <button type="button" class="btn quiet icon small" aria-label="New file" title=${`New file in ${pathOf(this.here())}`} onClick=${() => this.ask("file", tree.get(this.here()) || root)}><${Icon} name="plus" /></button>
         <${Menu} label="More about these files" items=${[
           { words: "New folder", icon: "folder", act: () => this.ask("folder", tree.get(this.here()) || root) },
           { words: "Upload a folder", icon: "up", act: () => this.folder.current.click() },
