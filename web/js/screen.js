@@ -122,7 +122,10 @@ export async function screen(box, options) {
   term.attachCustomKeyEventHandler((e) => {
     if (e.ctrlKey && e.shiftKey && e.code === "Period") {
       e.preventDefault();
-      if (e.type === "keydown" && options.onLeave) options.onLeave();
+      if (e.type === "keydown" && options.onLeave) {
+        term.textarea.dispatchEvent(new KeyboardEvent("keyup", { key: e.key, code: e.code })); // the real one comes when the focus is elsewhere
+        options.onLeave();
+      }
       return false;
     }
     if (e.ctrlKey && e.shiftKey && e.code === "KeyC" && term.hasSelection()) {
