@@ -163,7 +163,7 @@ func (t *Terminal) connect(first bool) (api.TerminalFrame, error) {
 	} else {
 		h.Set("Origin", t.c.base) // with a cookie the server wants to know whose page it is
 	}
-	conn, res, err := websocket.Dial(t.ctx, target, &websocket.DialOptions{HTTPClient: t.c.HTTP, HTTPHeader: h})
+	conn, res, err := websocket.Dial(t.ctx, target, &websocket.DialOptions{HTTPClient: t.c.HTTP, HTTPHeader: h}) //nolint:bodyclose // nothing to close, says Dial
 	if err != nil {
 		if res != nil && res.StatusCode != http.StatusSwitchingProtocols {
 			err = readProblem(res)
@@ -206,7 +206,7 @@ func (t *Terminal) begin(conn *websocket.Conn, f api.TerminalFrame) {
 		_ = conn.Write(t.ctx, websocket.MessageBinary, again) // an error is the reader's too
 	}
 	if eof {
-		t.frame(conn, api.TerminalFrame{Type: api.FrameEOF})
+		_ = t.frame(conn, api.TerminalFrame{Type: api.FrameEOF}) // an error is the reader's too
 	}
 }
 

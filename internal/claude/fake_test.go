@@ -454,19 +454,6 @@ func (f *fakeRun) input(t *testing.T, n int) map[string]any {
 	}
 }
 
-// untilClosed waits for the end of the input.
-func (f *fakeRun) untilClosed() {
-	for {
-		f.mu.Lock()
-		closed, typed := f.closed, f.typed
-		f.mu.Unlock()
-		if closed {
-			return
-		}
-		<-typed
-	}
-}
-
 // field returns what is at a path of an object.
 func field(v any, path ...string) any {
 	for _, key := range path {

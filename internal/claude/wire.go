@@ -58,12 +58,12 @@ var news = []string{"system", "result", "control_request", "control_cancel_reque
 // message of ours that the CLI may tell to have taken up.
 func readHead(line []byte, uuid string) (h head, ok bool) {
 	typ := prefixType(line)
-	switch {
-	case typ == "":
+	switch typ {
+	case "":
 		if len(line) > 64<<10 || len(line) == 0 || line[0] != '{' {
 			return h, false
 		}
-	case typ == "user":
+	case "user":
 		if uuid == "" || !bytes.Contains(line, []byte(uuid)) {
 			return h, false
 		}

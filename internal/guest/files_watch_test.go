@@ -157,16 +157,17 @@ func TestWatchOfOneDirectory(t *testing.T) {
 	do(t, os.WriteFile(dir+"/f", nil, 0o600))
 	w.want("created f")
 
-	_, err, _ := second3(iter.Pull2(c.Watch(t.Context(), dir+"/f", false)))
+	err := first(iter.Pull2(c.Watch(t.Context(), dir+"/f", false)))
 	wantRefused(t, err, 400, "not_a_directory", "path")
-	_, err, _ = second3(iter.Pull2(c.Watch(t.Context(), dir+"/none", false)))
+	err = first(iter.Pull2(c.Watch(t.Context(), dir+"/none", false)))
 	wantRefused(t, err, 404, "no_such_file", "path")
 }
 
-// second3 takes the first of what an iterator yields.
-func second3(next func() (guest.Change, error, bool), stop func()) (guest.Change, error, bool) {
+// first returns the error that comes with the first of what an iterator yields.
+func first(next func() (guest.Change, error, bool), stop func()) error {
 	defer stop()
-	return next()
+	_, err, _ := next()
+	return err
 }
 
 // When more happens than can be told, that is told, and what happens afterwards too.

@@ -52,19 +52,6 @@ func pendingAsk(t *testing.T, s *servertest.Server, sandbox string) (session str
 	return "", api.Ask{}
 }
 
-func endOf(t *testing.T, s *servertest.Server, session, turn string) string {
-	t.Helper()
-	for e, err := range s.FollowSession(t.Context(), session, 0) {
-		if err != nil {
-			t.Fatal(err)
-		}
-		if e.Kind == "end" && strings.Contains(fmt.Sprintf("%s", e.Data), turn) {
-			return fmt.Sprintf("%s", e.Data)
-		}
-	}
-	return ""
-}
-
 // TestAsksOverHTTP shows, decides and audits what Claude asks, and queues, edits and cancels behind it.
 func TestAsksOverHTTP(t *testing.T) {
 	t.Parallel()
@@ -328,7 +315,7 @@ func TestSocketOfAStranger(t *testing.T) {
 	sb := create(t, s)
 	session, _ := pendingAsk(t, s, sb.ID)
 	url := s.URL + "/session/" + session + "/ws"
-	res, err := http.Post(s.URL+"/signin", "application/json", strings.NewReader(fmt.Sprintf(`{"key":%q}`, s.Key))) //nolint:noctx // short
+	res, err := http.Post(s.URL+"/signin", "application/json", strings.NewReader(fmt.Sprintf(`{"key":%q}`, s.Key)))
 	if err != nil {
 		t.Fatal(err)
 	}

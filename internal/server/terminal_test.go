@@ -188,7 +188,7 @@ func TestTerminal(t *testing.T) {
 			t.Errorf("what was written before is not told as history: %+v", e)
 		}
 	}
-	if _, err := s.Client.Terminal(t.Context(), sb.ID, client.TerminalOptions{Run: a.Run(), FromHere: true, Offset: 1 << 30}); client.Code(err) != "invalid_request" {
+	if _, err := s.Terminal(t.Context(), sb.ID, client.TerminalOptions{Run: a.Run(), FromHere: true, Offset: 1 << 30}); client.Code(err) != "invalid_request" {
 		t.Errorf("after the end of all output: %v", err)
 	}
 }
@@ -488,7 +488,7 @@ func TestTenViewers(t *testing.T) {
 	a := sit(t, s.Client, sb.ID, client.TerminalOptions{Argv: []string{"sh", "-c", "stty -echo; read go; head -c 8000000 /dev/zero | tr '\\0' x; echo; echo over; cat"}})
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	stalled := raw(t, ctx, s, "/sandbox/"+sb.ID+"/terminal?run="+a.Run(), nil)
+	stalled := raw(ctx, t, s, "/sandbox/"+sb.ID+"/terminal?run="+a.Run(), nil)
 	seats := []*seat{a}
 	for range 8 {
 		seats = append(seats, sit(t, s.Client, sb.ID, client.TerminalOptions{Run: a.Run()}))
@@ -514,7 +514,7 @@ func TestTenViewers(t *testing.T) {
 }
 
 // raw opens a WebSocket and takes the first frame.
-func raw(t *testing.T, ctx context.Context, s *servertest.Server, path string, h http.Header) *websocket.Conn {
+func raw(ctx context.Context, t *testing.T, s *servertest.Server, path string, h http.Header) *websocket.Conn {
 	t.Helper()
 	if h == nil {
 		h = http.Header{"Authorization": {"Bearer " + s.Key}}
@@ -525,14 +525,14 @@ func raw(t *testing.T, ctx context.Context, s *servertest.Server, path string, h
 	}
 	t.Cleanup(func() { _ = conn.CloseNow() })
 	conn.SetReadLimit(-1)
-	if f := frame(t, ctx, conn); f.Type != "start" {
+	if f := frame(ctx, t, conn); f.Type != "start" {
 		t.Fatalf("the first frame is %+v", f)
 	}
 	return conn
 }
 
 // frame reads up to the next JSON frame.
-func frame(t *testing.T, ctx context.Context, conn *websocket.Conn) api.TerminalFrame {
+func frame(ctx context.Context, t *testing.T, conn *websocket.Conn) api.TerminalFrame {
 	t.Helper()
 	for {
 		kind, b, err := conn.Read(ctx)
@@ -556,7 +556,7 @@ func TestWindow(t *testing.T) {
 	sb := create(t, s)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	conn := raw(t, ctx, s, "/sandbox/"+sb.ID+"/terminal?window=65536&tty=false&argv=head&argv=-c&argv=1000000&argv=/dev/zero", nil)
+	conn := raw(ctx, t, s, "/sandbox/"+sb.ID+"/terminal?window=65536&tty=false&argv=head&argv=-c&argv=1000000&argv=/dev/zero", nil)
 	var got, acked int64
 	for got < 1_000_000 {
 		kind, b, err := conn.Read(ctx)
@@ -572,15 +572,15 @@ func TestWindow(t *testing.T) {
 		}
 		if got-acked >= 64<<10 {
 			// A ping is answered though the window is closed: nothing else is sent before that.
-			text(t, ctx, conn, `{"type":"ping"}`)
-			if f := frame(t, ctx, conn); f.Type != "pong" {
+			text(ctx, t, conn, `{"type":"ping"}`)
+			if f := frame(ctx, t, conn); f.Type != "pong" {
 				t.Fatalf("%+v", f)
 			}
 			acked = got
-			text(t, ctx, conn, fmt.Sprintf(`{"type":"ack","offset":%d}`, acked))
+			text(ctx, t, conn, fmt.Sprintf(`{"type":"ack","offset":%d}`, acked))
 		}
 	}
-	if f := frame(t, ctx, conn); code(f) != "exited 0" {
+	if f := frame(ctx, t, conn); code(f) != "exited 0" {
 		t.Errorf("%+v", f)
 	}
 	if _, _, err := conn.Read(ctx); websocket.CloseStatus(err) != websocket.StatusNormalClosure {
@@ -588,7 +588,7 @@ func TestWindow(t *testing.T) {
 	}
 }
 
-func text(t *testing.T, ctx context.Context, conn *websocket.Conn, s string) {
+func text(ctx context.Context, t *testing.T, conn *websocket.Conn, s string) {
 	t.Helper()
 	if err := conn.Write(ctx, websocket.MessageText, []byte(s)); err != nil {
 		t.Fatal(err)
@@ -611,8 +611,8 @@ func TestGarbageFrames(t *testing.T) {
 		`{"type":"ack","offset":1e99}`: websocket.StatusPolicyViolation,
 		`{"type":"` + strings.Repeat("x", 70<<10) + `"}`: websocket.StatusMessageTooBig,
 	} {
-		conn := raw(t, ctx, s, path, nil)
-		text(t, ctx, conn, send)
+		conn := raw(ctx, t, s, path, nil)
+		text(ctx, t, conn, send)
 		for {
 			if _, _, err := conn.Read(ctx); err != nil {
 				if got := websocket.CloseStatus(err); got != want {
@@ -622,7 +622,7 @@ func TestGarbageFrames(t *testing.T) {
 			}
 		}
 	}
-	conn := raw(t, ctx, s, path, nil)
+	conn := raw(ctx, t, s, path, nil)
 	for send, want := range map[string]string{
 		`{"type":"dance"}`:                    "unknown_frame",
 		`{}`:                                  "unknown_frame",
@@ -631,8 +631,8 @@ func TestGarbageFrames(t *testing.T) {
 		`{"type":"resize","cols":70000,"rows":5}`:  "bad_size",
 		`{"type":"signal","signal":"SIGNONSENSE"}`: "not_the_writer",
 	} {
-		text(t, ctx, conn, send)
-		if f := frame(t, ctx, conn); f.Type != "error" || f.Problem == nil || f.Problem.Code != want {
+		text(ctx, t, conn, send)
+		if f := frame(ctx, t, conn); f.Type != "error" || f.Problem == nil || f.Problem.Code != want {
 			t.Errorf("%s: %+v", send, f)
 		}
 	}
@@ -723,7 +723,7 @@ func TestTerminalRefusals(t *testing.T) {
 			}
 		})
 	}
-	conn := raw(t, t.Context(), s, "/sandbox/"+sb.ID+"/terminal?argv=cat", cookie(s.URL))
+	conn := raw(t.Context(), t, s, "/sandbox/"+sb.ID+"/terminal?argv=cat", cookie(s.URL))
 	if err := conn.Close(websocket.StatusNormalClosure, ""); err != nil {
 		t.Errorf("with a cookie and our own origin: %v", err)
 	}
@@ -734,7 +734,7 @@ func TestTerminalRefusals(t *testing.T) {
 	if _, err := s.Terminate(t.Context(), sb.ID); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Client.Terminal(t.Context(), sb.ID, client.TerminalOptions{}); client.Code(err) != "sandbox_not_running" {
+	if _, err := s.Terminal(t.Context(), sb.ID, client.TerminalOptions{}); client.Code(err) != "sandbox_not_running" {
 		t.Errorf("after the end: %v", err)
 	}
 }
@@ -763,7 +763,7 @@ func TestShutdownTellsTerminals(t *testing.T) {
 	t.Parallel()
 	s := servertest.New(t, servertest.Config{})
 	sb := create(t, s)
-	conn := raw(t, t.Context(), s, "/sandbox/"+sb.ID+"/terminal?argv=cat", nil)
+	conn := raw(t.Context(), t, s, "/sandbox/"+sb.ID+"/terminal?argv=cat", nil)
 	stopped := make(chan struct{})
 	go func() { s.Stop(); close(stopped) }()
 	for {
@@ -782,7 +782,7 @@ func TestVanishedViewer(t *testing.T) {
 	t.Parallel()
 	s := servertest.New(t, servertest.Config{Change: func(c *server.Config) { c.Heartbeat, c.WriteTimeout = 20*time.Millisecond, 300*time.Millisecond }})
 	sb := create(t, s)
-	a := raw(t, t.Context(), s, "/sandbox/"+sb.ID+"/terminal?argv=cat", nil) // nobody reads it any more, so no ping is answered
+	a := raw(t.Context(), t, s, "/sandbox/"+sb.ID+"/terminal?argv=cat", nil) // nobody reads it any more, so no ping is answered
 	runs, err := s.Runs(t.Context(), sb.ID)
 	if err != nil {
 		t.Fatal(err)
