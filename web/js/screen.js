@@ -38,7 +38,8 @@ function theme(box) {
     const [r, g, b] = getComputedStyle(probe).color.match(/[\d.]+/g).map(Number);
     return `#${[r, g, b].map((n) => Math.round(n).toString(16).padStart(2, "0")).join("")}`;
   };
-  const t = { background: value("term-bg"), foreground: value("term-fg"), cursor: value("term-fg"), cursorAccent: value("term-bg"), selectionBackground: value("term-sel") };
+  const t = { background: value("term-bg"), foreground: value("term-fg"), cursor: value("term-fg"), cursorAccent: value("term-bg"), selectionBackground: value("term-sel"),
+    scrollbarSliderBackground: value("term-sel"), scrollbarSliderHoverBackground: value("ink-off"), scrollbarSliderActiveBackground: value("ink-3") };
   for (const c of COLORS) {
     t[c] = value(`term-${c}`);
     t[`bright${c[0].toUpperCase()}${c.slice(1)}`] = c === "black" ? value("ink-3") : c === "white" ? value("ink") : t[c];
@@ -63,7 +64,7 @@ export async function screen(box, options) {
   const css = getComputedStyle(document.documentElement);
   const term = new Terminal({
     fontFamily: css.getPropertyValue("--mono").trim(), fontSize: 12.5, lineHeight: 1.25, scrollback: 10_000, cursorBlink: !matchMedia("(prefers-reduced-motion: reduce)").matches,
-    theme: theme(box), minimumContrastRatio: 4.5, screenReaderMode: Boolean(options.reader), macOptionIsMeta: true, allowProposedApi: true,
+    theme: theme(box), minimumContrastRatio: 4.5, screenReaderMode: Boolean(options.reader), macOptionIsMeta: true, overviewRuler: { width: 8 },
   });
   const fit = new FitAddon();
   term.loadAddon(fit);
