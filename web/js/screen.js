@@ -39,7 +39,7 @@ function theme(box) {
     return `#${[r, g, b].map((n) => Math.round(n).toString(16).padStart(2, "0")).join("")}`;
   };
   const t = { background: value("term-bg"), foreground: value("term-fg"), cursor: value("term-fg"), cursorAccent: value("term-bg"), selectionBackground: value("term-sel"),
-    scrollbarSliderBackground: value("term-sel"), scrollbarSliderHoverBackground: value("ink-off"), scrollbarSliderActiveBackground: value("ink-3") };
+    overviewRulerBorder: value("term-bg"), scrollbarSliderBackground: value("term-sel"), scrollbarSliderHoverBackground: value("ink-off"), scrollbarSliderActiveBackground: value("ink-3") };
   for (const c of COLORS) {
     t[c] = value(`term-${c}`);
     t[`bright${c[0].toUpperCase()}${c.slice(1)}`] = c === "black" ? value("ink-3") : c === "white" ? value("ink") : t[c];
