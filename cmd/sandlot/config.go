@@ -127,23 +127,17 @@ func (c *config) fill(cmd *cobra.Command, environ []string) error {
 		}
 	}
 	span("max-suspended", "SANDLOT_MAX_SUSPENDED", &c.MaxSuspended)
+	serving := cmd.Flags().Lookup("run-retention") != nil // no other command has these
 	span("session-idle", "SANDLOT_SESSION_IDLE", &c.SessionIdle)
 	span("prompt-timeout", "SANDLOT_PROMPT_TIMEOUT", &c.PromptTimeout)
+	span("run-retention", "SANDLOT_RUN_RETENTION", &c.RunRetention)
 	for flag, d := range map[string]time.Duration{"session-idle": c.SessionIdle, "prompt-timeout": c.PromptTimeout} {
-		if d < time.Second {
+		if serving && d < time.Second {
 			errs = append(errs, fmt.Errorf("--%s: %v is less than a second", flag, d))
 		}
 	}
 	if c.MaxSuspended < 0 {
 		errs = append(errs, fmt.Errorf("--max-suspended: %v is below 0", c.MaxSuspended))
-	}
-	if v := env["SANDLOT_RUN_RETENTION"]; v != "" && !cmd.Flags().Changed("run-retention") {
-		d, err := time.ParseDuration(v)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("SANDLOT_RUN_RETENTION=%q: use a time like 720h", v))
-			d = c.RunRetention
-		}
-		c.RunRetention = d
 	}
 	if v := env["SANDLOT_RUN_OUTPUT_MIB"]; v != "" && !cmd.Flags().Changed("run-output-mib") {
 		n, err := strconv.ParseInt(v, 10, 64)
@@ -153,7 +147,6 @@ func (c *config) fill(cmd *cobra.Command, environ []string) error {
 		}
 		c.RunOutputMiB = n
 	}
-	serving := cmd.Flags().Lookup("run-retention") != nil // no other command has these
 	if serving && c.RunRetention <= 0 {
 		errs = append(errs, fmt.Errorf("--run-retention: %v is not above 0", c.RunRetention))
 	}
