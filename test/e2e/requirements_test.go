@@ -34,6 +34,8 @@ func TestRequirements(t *testing.T) {
 		{"4.8 ANTHROPIC_API_KEY is passed", wantKey},
 		{"4.9 the working directory is the volume", wantVolume},
 		{"4.10 stream-json output", wantStreamJSON},
+		{"6.6 POST claude answers with a stream", wantClaude},
+		{"6.7 the prompt is in the body", wantPrompt},
 	} {
 		t.Run(r.name, func(t *testing.T) { r.test(t, s, sb) })
 	}
@@ -58,6 +60,42 @@ func raw(t *testing.T, s *server, method, path string, in any) string {
 		t.Fatal(err)
 	}
 	return string(b)
+}
+
+func wantClaude(t *testing.T, s *server, sb api.Sandbox) {
+	res, err := s.send(t, "POST", "/sandbox/"+sb.ID+"/claude", api.ContentTypeEvents, api.Prompt{Prompt: "run: echo streamed-$((6*6))"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	session := res.Header.Get(api.HeaderSession)
+	if res.StatusCode != 200 || session == "" {
+		t.Fatalf("%s, session %q", res.Status, session)
+	}
+	b, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"event: session\n", session, `"type":"assistant"`, "streamed-36", `"type":"result"`} {
+		if !strings.Contains(string(b), want) {
+			t.Errorf("there is no %q in\n%s", want, b)
+		}
+	}
+}
+
+func wantPrompt(t *testing.T, s *server, sb api.Sandbox) {
+	if body := raw(t, s, "POST", "/sandbox/"+sb.ID+"/claude", map[string]any{"prompt": "run: printf '%s' über | wc -c; echo über"}); !strings.Contains(body, `5\nüber`) {
+		t.Errorf("the prompt did not arrive:\n%s", body)
+	}
+	for name, in := range map[string]any{"none": map[string]any{}, "empty": api.Prompt{}, "not text": map[string]any{"prompt": 7}, "a typo": map[string]any{"promt": "x"}} {
+		res, err := s.send(t, "POST", "/sandbox/"+sb.ID+"/claude", api.ContentTypeEvents, in)
+		if err == nil {
+			res.Body.Close()
+			t.Errorf("%s: %s", name, res.Status)
+		} else if p := (*api.Problem)(nil); !errors.As(err, &p) || p.Status != 400 || !strings.Contains(fmt.Sprint(p.Detail, p.Errors), "prom") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }
 
 func wantEvents(t *testing.T, s *server, sb api.Sandbox) {
