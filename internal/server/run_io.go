@@ -19,13 +19,15 @@ import (
 // maxListed is about how much output a list of events holds.
 const maxListed = 1 << 20
 
-// octets are bytes.
-var octets = &huma.MediaType{Schema: &huma.Schema{Type: huma.TypeString, Format: "binary"}}
+// octets are bytes. Each use has its own: huma writes into what it is given.
+func octets() *huma.MediaType {
+	return &huma.MediaType{Schema: &huma.Schema{Type: huma.TypeString, Format: "binary"}}
+}
 
 // inOctets describes an answer of bytes.
 func inOctets(h huma.API) map[string]*huma.Response {
 	all := answers(h, nil, "")
-	all["200"].Content["application/octet-stream"] = octets
+	all["200"].Content["application/octet-stream"] = octets()
 	return all
 }
 

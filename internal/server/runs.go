@@ -47,7 +47,7 @@ func (s *Server) runRoutes(h huma.API) {
 	add(s, h, strict(huma.Operation{
 		OperationID: "write-stdin", Method: http.MethodPost, Path: "/sandbox/{id}/run/{run}/stdin", Tags: tags, Summary: "Write to a run's input",
 		Description: "The body's bytes; answers when the process has them. With `at` it may be repeated, and nothing is written twice.",
-		RequestBody: &huma.RequestBody{Content: map[string]*huma.MediaType{"application/octet-stream": octets}},
+		RequestBody: &huma.RequestBody{Content: map[string]*huma.MediaType{"application/octet-stream": octets()}},
 	}), s.writeStdin)
 	add(s, h, strict(huma.Operation{
 		OperationID: "signal-run", Method: http.MethodPost, Path: "/sandbox/{id}/run/{run}/signal", Tags: tags, Summary: "Send a signal",

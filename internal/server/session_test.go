@@ -372,7 +372,9 @@ func TestSocketThatIsNotRead(t *testing.T) {
 	const cli = `while read -r line; do case $line in *'"type":"user"'*)
 	i=0; while [ $i -lt 200 ]; do printf '{"type":"assistant","n":%d,"x":"%0100000d"}\n' $i 0; i=$((i+1)); done
 	echo '{"type":"result","subtype":"success","is_error":false}';; esac; done`
-	s := servertest.New(t, servertest.Config{CLI: cli, Change: func(c *server.Config) { c.WriteTimeout = 300 * time.Millisecond }})
+	s := servertest.New(t, servertest.Config{CLI: cli, Change: func(c *server.Config) {
+		c.WriteTimeout = 3 * time.Second // which a machine that is busy may need for who does read
+	}})
 	sb := create(t, s)
 	session := ""
 	for e, err := range s.Prompt(t.Context(), sb.ID, api.Prompt{Prompt: "much"}) {

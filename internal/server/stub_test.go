@@ -6,8 +6,11 @@ import (
 	"iter"
 	"log/slog"
 	"net"
+	"os"
+	"os/signal"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -23,7 +26,11 @@ import (
 	"github.com/sandlot-dev/sandlot/internal/store"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	// Where the tests run without a terminal, SIGHUP may be ignored, and so it would be by what they start, for good.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
+	goleak.VerifyTestMain(m)
+}
 
 var errUnexpected = errors.New("not expected by this test, with a secret: hunter2")
 
