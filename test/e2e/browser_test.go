@@ -358,6 +358,8 @@ func TestBrowserAsks(t *testing.T) {
 	b.write("make a plan")
 	b.until("there is a plan", ready+` && document.querySelector(".ask-what.doc")`)
 	b.press("Start, accept edits")
+	b.until("the plan's command is asked for", `document.querySelector(".ask-card:not(.fresh) pre.ask-what")`)
+	b.do("allow it", script(`document.querySelector('.ask-card [data-key="1"]').click()`))
 	has(t, "the turn with a plan", b.finished(4), "Plan approved")
 	b.wantNoFaults()
 	c.wantNoFaults()

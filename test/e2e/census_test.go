@@ -265,7 +265,7 @@ func (h host) network(t *testing.T, c census) {
 }
 
 // lasting are directories below a server's data whose contents are meant to stay.
-var lasting = []string{"local/volumes/", "local/images/blobs/", "local/images/layers/", "local/images/images/", "local/images/roots/", "local/build-cache/", "local/loader/", "guest/"}
+var lasting = []string{"local/volumes/", "local/images/blobs/", "local/images/layers/", "local/images/images/", "local/images/roots/", "local/build-cache/", "local/loader/", "guest/", "runs/"}
 
 func (h host) files(t *testing.T, c census) {
 	t.Helper()
