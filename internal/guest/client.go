@@ -58,11 +58,16 @@ func NewClient(conn net.Conn, gateway http.Handler) (*Client, error) {
 	return c, nil
 }
 
+// notNow is the gateway of a connection that has none, as the engine's own have: another one will come, so who asks may try again.
+func notNow(w http.ResponseWriter, _ *http.Request) {
+	http.Error(w, "the gateway is not connected at the moment", http.StatusServiceUnavailable)
+}
+
 // serveGateway answers the sandbox's programs until the connection ends.
 func (c *Client) serveGateway(gateway http.Handler) {
 	defer close(c.done)
 	if gateway == nil {
-		gateway = http.NotFoundHandler()
+		gateway = http.HandlerFunc(notNow)
 	}
 	var handlers requests
 	ctx, cancel := context.WithCancel(context.Background())

@@ -407,8 +407,9 @@ func TestBrowserEnd(t *testing.T) {
 	b.write("run: cat note.txt")
 	has(t, "the answer in the new sandbox", b.finished(2), "keep me")
 
-	b.do("sign out", script(`await fetch("/signout", {method: "POST"})`))
-	b.write("still here?")
+	// The page may know at once that it is signed out, and cover its field.
+	b.do("sign out and send", chromedp.Focus("textarea"), insert("still here?"), script(`await fetch("/signout", {method: "POST"});
+		document.querySelector("textarea").dispatchEvent(new KeyboardEvent("keydown", {key: "Enter", bubbles: true, cancelable: true}))`))
 	b.until("signing in is asked for", `document.querySelector(".again")?.innerText.includes("Your session ended.")`)
 	b.do("sign in again", chromedp.Focus("#key"), insert(adminKey), enter())
 	has(t, "the answer after signing in again", b.finished(3), "still here?")

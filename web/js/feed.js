@@ -47,7 +47,7 @@ export function open(id) {
     queue.push(e);
     feed.heard.value = Date.now();
     if (["end", "queue", "ask", "answer", "notice"].includes(e.kind)) {
-      if (e.kind === "end") busy(false);
+      if (e.kind === "end") busy(false, e.seq);
       reread();
     } else if (e.kind === "prompt") {
       busy(true);
@@ -62,9 +62,9 @@ export function open(id) {
     clearTimeout(rereads);
     rereads = setTimeout(() => closed || store.readSession(id).catch(() => {}), 40);
   };
-  const busy = (is) => {
+  const busy = (is, seq) => {
     const known = (store.sessions.value || []).find((s) => s.id === id);
-    if (known && known.busy !== is) store.keepSession({ id, busy: is });
+    if (known && known.busy !== is) store.keepSession({ id, busy: is, last_seq: Math.max(known.last_seq, seq || 0) });
   };
 
   // catchUp reads what the log holds beyond our position as pages, which say when each event was; the stream doesn't.

@@ -155,11 +155,12 @@ class Page extends Component {
     const sb = nextSandbox(session);
     const own = store.sandboxOf(session.sandbox);
     const ended = !live(sb);
-    const busy = session.busy;
     const asleep = !ended && ["suspending", "suspended", "resuming"].includes(sb.state);
     const waiting = outbox.forSession(id);
     const queued = session.queue || [];
     const last = log.turns[log.turns.length - 1];
+    // That a turn has ended is shown when its end has come: the server may know, and the page not yet.
+    const busy = session.busy || Boolean(last && !last.end && session.last_seq > Math.max(log.lineSeq, log.partialSeq));
     const cwd = (log.init && log.init.cwd) || (sb && sb.workdir) || "/workspace";
     const why = ended ? "waits for a sandbox" : sb.state === "creating" ? "sent when the sandbox is ready" : asleep ? "sent when the sandbox is resumed" : "waits for the connection";
     return html`<header class="top"><a class="btn quiet icon only-phone" href="/sessions" aria-label="Back to sessions"><${Icon} name="back" /></a><h1 class="cut" title=${title}>${title}</h1><span class="grow"></span><${PanelButton} base=${`/session/${id}`} /></header>
